@@ -1,0 +1,65 @@
+"""Trained, honest, fast generative models of binary images.
+
+Everything below is imported when it is first used, so that ``import lightning_genmodels`` costs nothing.
+
+>>> import lightning_genmodels as gm
+>>> gm.list_models()  # doctest: +SKIP
+>>> model = gm.load("vae")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_genmodels.base import (
+        ExplicitModel,
+        GenerativeModel,
+        ImplicitModel,
+        LatentVariableModel,
+        TabularModel,
+    )
+    from lightning_genmodels.data import BinarizedMNISTDataModule
+    from lightning_genmodels.hub import load
+    from lightning_genmodels.registry import list_models
+    from lightning_genmodels.weights import Weights, list_weights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BinarizedMNISTDataModule",
+    "ExplicitModel",
+    "GenerativeModel",
+    "ImplicitModel",
+    "LatentVariableModel",
+    "TabularModel",
+    "Weights",
+    "__version__",
+    "list_models",
+    "list_weights",
+    "load",
+]
+
+_HOMES = {
+    "BinarizedMNISTDataModule": "data",
+    "ExplicitModel": "base",
+    "GenerativeModel": "base",
+    "ImplicitModel": "base",
+    "LatentVariableModel": "base",
+    "TabularModel": "base",
+    "Weights": "weights",
+    "list_models": "registry",
+    "list_weights": "weights",
+    "load": "hub",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

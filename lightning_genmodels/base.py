@@ -1,0 +1,557 @@
+"""The abstract classes: what a generative model of binary images can do, and what it must say to be able to.
+
+A model implements what its kind leaves abstract; everything else is written here once and is final. What a model cannot
+do it has no method for, so ``isinstance`` tells exact likelihoods, bounds and samplers apart.
+
+==================== ============================== ======================================
+kind                 scores by                      what a model implements
+==================== ============================== ======================================
+ExplicitModel        exact ``log_prob``             ``_log_prob``, ``_sample``
+TabularModel         the same, learned by counting  and ``statistics``, ``fit_statistics``
+LatentVariableModel  ``elbo`` and ``iw_bound``      ``encode``, ``decode``, ``log_joint``,
+                                                    ``log_weights``, ``sample_latent``
+ImplicitModel        nothing                        ``_sample``, its own ``training_step``
+==================== ============================== ======================================
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypedDict, final
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from typing_extensions import Unpack
+
+from lightning_genmodels import pretrained
+from lightning_genmodels.errors import OptionError
+from lightning_genmodels.functional import (
+    Noise,
+    check_images,
+    derive_seed,
+    keyed_generators,
+    process_share,
+    sample_bernoulli,
+    seed_default_generators,
+)
+from lightning_genmodels.metrics import Estimate, NegativeLogLikelihood
+
+EventShape = tuple[int, int, int]
+
+
+class TrainingOptions(TypedDict, total=False):
+    """Options that every model trained by gradients takes; see :class:`GenerativeModel`."""
+
+    learning_rate: float
+    weight_decay: float
+    betas: tuple[float, float]
+    warmup_steps: int
+    init_from: str | None
+
+
+class GenerativeModel(LightningModule, ABC):
+    """A distribution over binary images that can be sampled.
+
+    A model implements ``training_loss`` (the one hook of the training step) and ``_sample``.
+
+    Args:
+        event_shape: (1, H, W) of one image.
+        learning_rate: Peak learning rate of AdamW (Loshchilov and Hutter 2019).
+        weight_decay: Its decoupled weight decay, on tensors of two or more dimensions (not on biases).
+        betas: Its two decay rates.
+        warmup_steps: Steps over which the learning rate rises linearly; afterwards it falls to zero by a cosine over
+            the whole run.
+        init_from: Exported weights to start training from (a folder, a weight's name, or a repository on the Hub).
+            They are loaded when fitting starts; the option is not saved with the model.
+
+    Raises:
+        OptionError: ``event_shape`` is not (1, H, W).
+    """
+
+    monitor: ClassVar[str]
+    """The validation figure by which the best checkpoint is chosen; lower is better."""
+
+    small: ClassVar[dict[str, Any]]
+    """Constructor arguments of a tiny instance, small enough to enumerate all images: what the contract tests run on."""
+
+    sample_chunk: ClassVar[int] = 1000
+    """At most this many images are sampled at once; the samples of a seed depend on it, so it is part of the model."""
+
+    def __init__(
+        self,
+        event_shape: Sequence[int] = (1, 28, 28),
+        *,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_steps: int = 0,
+        init_from: str | None = None,
+    ) -> None:
+        super().__init__()
+        shape = tuple(event_shape)
+        if len(shape) != 3 or shape[0] != 1 or min(shape) < 1:
+            raise OptionError(f"expected event_shape (1, H, W), got {shape}")
+        self.event_shape: EventShape = (shape[0], shape[1], shape[2])
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.warmup_steps = warmup_steps
+        self.init_from = init_from
+        self.save_hyperparameters(ignore=_not_saved(type(self)))
+
+    # What a model implements.
+
+    @abstractmethod
+    def training_loss(self, x: Tensor) -> Tensor:
+        """The scalar that training minimizes, a mean over the batch ``x`` (B, 1, H, W)."""
+
+    @abstractmethod
+    def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
+        """Draws (num_samples, 1, H, W) images in {0, 1}, float32; called without gradients, in chunks."""
+
+    # Using a model.
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the model learns."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @final
+    @torch.no_grad()
+    def sample(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draws images.
+
+        Args:
+            num_samples: N, zero or more.
+            generator: Source of randomness, for reproducible samples; one on the CPU serves a model anywhere. Default:
+                PyTorch's global generator.
+
+        Returns:
+            (N, 1, H, W) float32 in {0, 1}, on the model's device.
+
+        Raises:
+            OptionError: ``num_samples`` is negative.
+        """
+        if num_samples < 0:
+            raise OptionError(f"expected num_samples of at least 0, got {num_samples}")
+        chunks = [self._sample(size, generator) for size in _chunk_sizes(num_samples, self.sample_chunk)]
+        return torch.cat(chunks).float() if chunks else torch.zeros((0, *self.event_shape), device=self.device)
+
+    @final
+    def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
+        """Writes ``config.json`` and ``model.safetensors`` into a folder, which :meth:`from_pretrained` reads.
+
+        Args:
+            folder: Made if it does not exist.
+            half: Store floating-point weights in half precision.
+
+        Raises:
+            UnknownNameError: The model's class is not registered, so that it could not be loaded again.
+            WeightsError: The folder cannot be written.
+        """
+        pretrained.write(self, Path(folder), half=half)
+
+    @classmethod
+    @final
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> Any:
+        """Loads trained weights, in evaluation mode.
+
+        Args:
+            name: A local folder, the name of a weight such as ``vae.static_v1``, or a repository ``owner/repo`` on the
+                Hugging Face Hub.
+            revision: Branch, tag or commit of a Hub repository.
+
+        Returns:
+            A model of the class that the weights name, which must be ``cls`` or derived from it.
+
+        Raises:
+            WeightsError: Nothing is there, it is damaged, or it is another kind of model.
+        """
+        return pretrained.read(name, expected=cls, revision=revision)
+
+    @final
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Uploads the weights to a repository on the Hugging Face Hub, made if it does not exist; returns its address."""
+        return pretrained.push(self, repo_id, private=private, token=token)
+
+    # Training: final steps and the default optimizer.
+
+    @final
+    def setup(self, stage: str) -> None:
+        """Loads ``init_from`` before fitting, and before a checkpoint is restored."""
+        if stage == "fit" and self.init_from is not None:
+            pretrained.load_into(self, self.init_from)
+
+    @final
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+        """Seeds the noise of the step by (seed, epoch, step, process), so that a resumed run repeats it exactly."""
+        base = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        seed_default_generators(derive_seed("step", base, self.current_epoch, batch_idx, self.global_rank), self.device)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor | None:
+        """Logs and returns the training loss."""
+        loss = self.training_loss(batch)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, with linear warm-up and cosine decay over the whole run."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        # Lightning refuses to clip the gradients of a fused optimizer under float16 loss scaling.
+        fused = self.trainer.precision != "16-mixed"
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=self.learning_rate, betas=tuple(self.betas), fused=fused
+        )
+        total = self.trainer.estimated_stepping_batches
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: _warmup_cosine(step, self.warmup_steps, total)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes which model the checkpoint holds, so that it can be loaded without naming the class."""
+        pretrained.describe(self, checkpoint)
+
+    # Helpers for the kinds below.
+
+    @final
+    def _checked(self, x: Tensor) -> Tensor:
+        """Images, checked and brought to the model's device and type.
+
+        Values are not looked at while a trainer runs: there they come from the data module, and a look costs a wait for
+        the accelerator in every step.
+        """
+        running = self._trainer is not None and self._trainer.state.stage is not None
+        check_images(x, self.event_shape, values=not running)
+        return x.to(device=self.device, dtype=self.dtype)
+
+    @final
+    def _log_estimate(self, name: str, estimate: Estimate) -> None:
+        """Logs a figure that is already reduced over the processes."""
+        self.log(name, estimate.value.float(), prog_bar=True, rank_zero_only=False)
+        self.log(f"{name}_stderr", estimate.standard_error.float())
+
+
+class ExplicitModel(GenerativeModel, ABC):
+    """A model that says exactly how likely an image is; it implements ``_log_prob`` and ``_sample``."""
+
+    monitor = "val/nll"
+
+    def __init__(self, event_shape: Sequence[int] = (1, 28, 28), **options: Unpack[TrainingOptions]) -> None:
+        super().__init__(event_shape, **options)
+        self.val_nll = NegativeLogLikelihood(self.event_shape)
+        self.test_nll = NegativeLogLikelihood(self.event_shape)
+
+    @abstractmethod
+    def _log_prob(self, x: Tensor) -> Tensor:
+        """Log-probability (B,) of images (B, 1, H, W) that are known to be binary."""
+
+    @final
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Exact log-probability of images.
+
+        Args:
+            x: (B, 1, H, W) in {0, 1}, of any type, on any device.
+
+        Returns:
+            (B,) nats per image, summed over pixels in at least float32.
+
+        Raises:
+            ImageError: Wrong shape, NaN, or pixels other than 0 and 1.
+        """
+        return self._log_prob(self._checked(x))
+
+    def training_loss(self, x: Tensor) -> Tensor:
+        """Mean negative log-likelihood in nats per image."""
+        return -self._log_prob(x).mean()
+
+    @final
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Adds a batch to the validation figure."""
+        self.val_nll.update(self._log_prob(batch))
+
+    @final
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Adds a batch to the test figure."""
+        self.test_nll.update(self._log_prob(batch))
+
+    @final
+    def on_validation_epoch_end(self) -> None:
+        """Logs ``val/nll`` in nats per image."""
+        self._log_estimate("val/nll", self.val_nll.compute())
+        self.val_nll.reset()
+
+    @final
+    def on_test_epoch_end(self) -> None:
+        """Logs ``test/nll`` in nats per image."""
+        self._log_estimate("test/nll", self.test_nll.compute())
+        self.test_nll.reset()
+
+
+class TabularModel(ExplicitModel, ABC):
+    """An explicit model whose parameters are functions of counts, learned in one pass over the data.
+
+    It implements ``statistics`` (what to count), ``fit_statistics`` (parameters from the counts, summed over all
+    batches and processes) and ``num_free_parameters``. Counts start anew with every epoch, so that one epoch is enough
+    and more of them change nothing but, for dynamic binarization, the draw.
+    """
+
+    def __init__(self, event_shape: Sequence[int] = (1, 28, 28)) -> None:
+        super().__init__(event_shape)
+        self.automatic_optimization = False
+        self._counts: Tensor | None = None
+        self._counted_epoch = -1
+
+    @property
+    @abstractmethod
+    def num_free_parameters(self) -> int:
+        """How many numbers determine the distribution."""
+
+    @abstractmethod
+    def statistics(self, x: Tensor) -> Tensor:
+        """Sufficient statistics of a batch (B, 1, H, W), an int64 tensor that adds up over batches."""
+
+    @abstractmethod
+    def fit_statistics(self, counts: Tensor) -> None:
+        """Sets the parameters from the statistics of all training images."""
+
+    @final
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Counts a batch."""
+        counts = self.statistics(batch)
+        same_epoch = self._counted_epoch == self.current_epoch and self._counts is not None
+        self._counts = self._counts + counts if same_epoch else counts
+        self._counted_epoch = self.current_epoch
+
+    @final
+    def on_validation_start(self) -> None:
+        """Sets the parameters before they are validated: in Lightning, validation precedes the end of the epoch."""
+        if not self.trainer.sanity_checking:
+            self._fit_counts()
+
+    @final
+    def on_train_epoch_end(self) -> None:
+        """Sets the parameters, also where there is no validation."""
+        self._fit_counts()
+
+    @final
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """None: nothing is learned by gradients."""
+        return []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the counts of an unfinished epoch."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["counts"] = self._reduced_counts()
+        checkpoint["counted_epoch"] = self._counted_epoch
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on counting; the counts of all processes are now the first one's."""
+        counts = checkpoint["counts"]
+        self._counted_epoch = checkpoint["counted_epoch"]
+        self._counts = None
+        if counts is not None:
+            counts = counts.to(self.device)
+            self._counts = counts if self.global_rank == 0 else torch.zeros_like(counts)
+
+    def _fit_counts(self) -> None:
+        counts = self._reduced_counts()
+        if counts is not None:
+            self.fit_statistics(counts)
+
+    def _reduced_counts(self) -> Tensor | None:
+        if self._counts is None:
+            return None
+        counts: Tensor = self.trainer.strategy.reduce(self._counts.clone(), reduce_op="sum")
+        return counts
+
+
+class LatentVariableModel(GenerativeModel, ABC):
+    """A model p(x, z) with an approximate posterior q(z|x): its likelihood is bounded, never known.
+
+    It implements ``encode``, ``decode``, ``log_joint``, ``log_weights`` and ``sample_latent``; ``elbo`` too where a
+    term is known in closed form. Bounds are free of whatever training adds (beta, free bits, warm-up), which lives in
+    ``training_loss`` alone.
+    """
+
+    monitor = "val/nelbo"
+
+    particle_block: ClassVar[int] = 100
+    """Particles drawn at once by :meth:`iw_bound`: it bounds memory, and fixes the order in which noise is drawn."""
+
+    def __init__(self, event_shape: Sequence[int] = (1, 28, 28), **options: Unpack[TrainingOptions]) -> None:
+        super().__init__(event_shape, **options)
+        self.val_nelbo = NegativeLogLikelihood(self.event_shape)
+        self.val_iw = NegativeLogLikelihood(self.event_shape)
+        self.test_nelbo = NegativeLogLikelihood(self.event_shape)
+        self.test_iw = NegativeLogLikelihood(self.event_shape)
+        self._num_evaluated = 0
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """Mean (B, D) of the approximate posterior of images (B, 1, H, W); several levels are concatenated.
+
+        Raises:
+            ImageError: Wrong shape, NaN, or pixels other than 0 and 1.
+        """
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """Logits (..., 1, H, W) of the pixels' conditional distributions given latents (..., D)."""
+
+    @abstractmethod
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """Log p(x, z) in nats, (..., B), of images (B, 1, H, W) and latents (..., B, D)."""
+
+    @abstractmethod
+    def log_weights(self, x: Tensor, num_particles: int, *, generator: Noise = None) -> Tensor:
+        """Log p(x, z_k) - log q(z_k | x) for particles z_k ~ q(z|x).
+
+        Args:
+            x: (B, 1, H, W) binary images.
+            num_particles: K.
+            generator: One generator, or one per image.
+
+        Returns:
+            (K, B) nats.
+        """
+
+    @abstractmethod
+    def sample_latent(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draws (num_samples, D) latents from the prior p(z)."""
+
+    @property
+    def num_particles(self) -> int:
+        """Particles of the training objective; above one, validation logs and monitors the bound ``iw<k>`` too."""
+        return 1
+
+    def elbo(self, x: Tensor, *, generator: Noise = None) -> Tensor:
+        """Evidence lower bound (B,) in nats per image, one particle each (Kingma and Welling 2014, eq. 3)."""
+        return self.log_weights(x, 1, generator=generator)[0]
+
+    @final
+    def iw_bound(self, x: Tensor, num_particles: int, *, generator: Noise = None) -> Tensor:
+        """Importance-weighted bound (Burda et al. 2016, eq. 8): log mean exp of K log-weights, in expectation below
+        log p(x) and rising with K.
+
+        Particles are drawn ``particle_block`` at a time, so that memory does not grow with K.
+
+        Args:
+            x: (B, 1, H, W) binary images.
+            num_particles: K.
+            generator: One generator, or one per image; with one per image the bound does not depend on the batch.
+
+        Returns:
+            (B,) nats per image.
+
+        Raises:
+            OptionError: ``num_particles`` is below one.
+            ImageError: ``x`` is no batch of binary images.
+        """
+        if num_particles < 1:
+            raise OptionError(f"expected num_particles of at least 1, got {num_particles}")
+        x = self._checked(x)
+        blocks = [
+            torch.logsumexp(self.log_weights(x, size, generator=generator).double(), dim=0)
+            for size in _chunk_sizes(num_particles, self.particle_block)
+        ]
+        bound = torch.logsumexp(torch.stack(blocks), dim=0) - math.log(num_particles)
+        return bound.to(torch.float64 if self.dtype == torch.float64 else torch.float32)
+
+    def training_loss(self, x: Tensor) -> Tensor:
+        """Mean negative ELBO in nats per image, or the importance-weighted bound for more than one particle."""
+        if self.num_particles == 1:
+            return -self.elbo(x).mean()
+        return -self.iw_bound(x, self.num_particles).mean()
+
+    @final
+    def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
+        return sample_bernoulli(self.decode(self.sample_latent(num_samples, generator=generator)), generator)
+
+    # Evaluation draws its noise from generators keyed by the image's index, so that figures do not depend on batches
+    # and processes, and do not jitter from epoch to epoch.
+
+    @final
+    def on_validation_epoch_start(self) -> None:
+        """Starts counting images."""
+        self._num_evaluated = 0
+
+    @final
+    def on_test_epoch_start(self) -> None:
+        """Starts counting images."""
+        self._num_evaluated = 0
+
+    @final
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Adds a batch to the validation figures."""
+        indices = self._indices(batch)
+        self.val_nelbo.update(self.elbo(batch, generator=keyed_generators(0, indices)))
+        if self.num_particles > 1:
+            self.val_iw.update(self.iw_bound(batch, self.num_particles, generator=keyed_generators(0, indices)))
+
+    @final
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Adds a batch to the test figures."""
+        indices = self._indices(batch)
+        self.test_nelbo.update(self.elbo(batch, generator=keyed_generators(0, indices)))
+        bound = self.iw_bound(batch, self.particle_block, generator=keyed_generators(0, indices))
+        self.test_iw.update(bound)
+
+    @final
+    def on_validation_epoch_end(self) -> None:
+        """Logs ``val/nelbo`` and, for several particles, ``val/iw<k>``, in nats per image."""
+        self._log_estimate("val/nelbo", self.val_nelbo.compute())
+        self.val_nelbo.reset()
+        if self.num_particles > 1:
+            self._log_estimate(f"val/iw{self.num_particles}", self.val_iw.compute())
+            self.val_iw.reset()
+
+    @final
+    def on_test_epoch_end(self) -> None:
+        """Logs ``test/nelbo`` and ``test/iw<k>`` with k = ``particle_block``, in nats per image."""
+        self._log_estimate("test/nelbo", self.test_nelbo.compute())
+        self._log_estimate(f"test/iw{self.particle_block}", self.test_iw.compute())
+        self.test_nelbo.reset()
+        self.test_iw.reset()
+
+    def _indices(self, batch: Tensor) -> range:
+        """Data-set indices of a batch: this process has every ``world_size``-th image, in order."""
+        start, self._num_evaluated = self._num_evaluated, self._num_evaluated + len(batch)
+        return process_share(start, len(batch), self.trainer.global_rank, self.trainer.world_size)
+
+
+class ImplicitModel(GenerativeModel, ABC):
+    """A model that is known by its samples alone; it owns its training step."""
+
+
+def _not_saved(cls: type[GenerativeModel]) -> list[str]:
+    """Arguments of :class:`GenerativeModel` that are no hyper-parameters of a class: those its constructor lacks."""
+    parameters = inspect.signature(cls).parameters
+    takes_options = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    lacking = [name for name in TrainingOptions.__annotations__ if name not in parameters and not takes_options]
+    return ["init_from", *lacking]
+
+
+def _chunk_sizes(total: int, chunk: int) -> Iterator[int]:
+    for start in range(0, total, chunk):
+        yield min(chunk, total - start)
+
+
+def _warmup_cosine(step: int, warmup_steps: int, total_steps: float) -> float:
+    """Factor of the learning rate: a linear rise, then a cosine to zero (constant if the run has no end)."""
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if not math.isfinite(total_steps):
+        return 1.0
+    progress = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))

@@ -1,0 +1,144 @@
+"""Callbacks that every recipe runs with: checkpoints that can be resumed exactly, and sample grids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from lightning_genmodels.base import GenerativeModel, TabularModel
+from lightning_genmodels.images import grid, write_png
+
+CHECKPOINTS = "checkpoints"
+
+
+def best_path(root: str | Path) -> Path:
+    """Where a run keeps the checkpoint with the best validation figure."""
+    return Path(root) / CHECKPOINTS / "best.ckpt"
+
+
+def last_path(root: str | Path) -> Path:
+    """Where a run keeps the checkpoint that it can be resumed from."""
+    return Path(root) / CHECKPOINTS / "last.ckpt"
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps ``checkpoints/best.ckpt``, the lowest validation figure so far.
+
+    Args:
+        root: Folder of the run.
+        monitor: The figure, such as ``val/nll``.
+    """
+
+    def __init__(self, root: str | Path, monitor: str) -> None:
+        path = best_path(root)
+        super().__init__(
+            dirpath=path.parent,
+            filename=path.stem,
+            monitor=monitor,
+            mode="min",
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+        self.monitor: str = monitor
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves; a model that counts takes no optimizer steps, which Lightning would read as nothing new."""
+        if isinstance(pl_module, TabularModel):
+            self._last_global_step_saved = -1
+        super().on_validation_end(trainer, pl_module)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps ``checkpoints/last.ckpt``, from which a run goes on exactly as if it had not been stopped.
+
+    It is written after every validation (or epoch, where there is none), and every ``every_n_batches`` batches; never
+    between a batch and the validation that follows it, from where Lightning could not resume without skipping that
+    validation. List it after every other checkpoint callback, so that it holds their state.
+
+    Args:
+        root: Folder of the run.
+        every_n_batches: Also save within an epoch; 0 for never.
+    """
+
+    def __init__(self, root: str | Path, every_n_batches: int = 0) -> None:
+        self.path = last_path(root)
+        self.every_n_batches = every_n_batches
+        self._saved_epoch = -1
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves within an epoch."""
+        due = self.every_n_batches and (batch_idx + 1) % self.every_n_batches == 0
+        if due and not trainer.is_last_batch and not _validation_follows(trainer, batch_idx):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves after validation."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._saved_epoch = trainer.current_epoch
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves after an epoch without validation."""
+        if self._saved_epoch != trainer.current_epoch:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:
+    every = trainer.val_check_batch
+    return trainer.enable_validation and isinstance(every, int) and (batch_idx + 1) % every == 0
+
+
+class SampleGrid(Callback):
+    """Draws the same random numbers into a grid of samples every few epochs: a PNG file, and an image in the logger.
+
+    Args:
+        every_n_epochs: How often; 0 for never.
+        num_samples: Images in the grid.
+        seed: Seed of the samples, so that grids of different epochs can be compared.
+    """
+
+    def __init__(self, every_n_epochs: int = 10, num_samples: int = 64, seed: int = 0) -> None:
+        self.every_n_epochs = every_n_epochs
+        self.num_samples = num_samples
+        self.seed = seed
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Samples from the weights that were validated (their average, where there is one)."""
+        epoch = trainer.current_epoch + 1
+        last = epoch == trainer.max_epochs
+        due = self.every_n_epochs > 0 and (epoch % self.every_n_epochs == 0 or last)
+        if not due or trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, GenerativeModel)
+        generator = torch.Generator().manual_seed(self.seed)
+        pixels = grid(pl_module.sample(self.num_samples, generator=generator))
+        write_png(Path(trainer.default_root_dir) / "samples" / f"epoch_{epoch:04d}.png", pixels, scale=2)
+        for logger in trainer.loggers:
+            log_image(logger, "samples", pixels, trainer.global_step)
+
+
+def log_image(logger: Logger, name: str, pixels: np.ndarray, step: int) -> None:
+    """Sends an (H, W) uint8 image to a logger that shows images; others have none."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, pixels, step, dataformats="HW")
+    elif isinstance(logger, WandbLogger):
+        logger.log_image(name, [pixels], step=step)  # uint8: a float image would be saved black
+
+
+def exponential_moving_average(decay: float) -> EMAWeightAveraging:
+    """Averages the weights after every step; the average is validated, and is what a checkpoint holds.
+
+    Buffers are copied and not averaged: averaging would corrupt integer buffers such as pixel orders.
+    """
+    return EMAWeightAveraging(decay=decay, use_buffers=False)

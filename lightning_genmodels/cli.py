@@ -1,0 +1,301 @@
+"""The command ``genmodels``: Lightning's ``fit``, ``validate`` and ``test``, and what one does with a trained model."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_genmodels import __version__, callbacks, evaluation, hub
+from lightning_genmodels.base import ExplicitModel, GenerativeModel, LatentVariableModel
+from lightning_genmodels.data import BinarizedMNISTDataModule
+from lightning_genmodels.data.datamodule import Split
+from lightning_genmodels.errors import GenmodelsError, OptionError, WeightsError
+from lightning_genmodels.files import write_atomically
+from lightning_genmodels.images import read_images, write_array, write_images
+from lightning_genmodels.registry import list_models, model_class, model_name
+from lightning_genmodels.weights import registry
+
+TRAINER_COMMANDS = ("fit", "validate", "test")
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved configuration to ``config.yaml`` in the folder of the run, and to the logger."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called on the first process only."""
+        text = self.parser.dump(self.config, skip_none=False)
+        if stage == "fit":
+            write_atomically(Path(trainer.default_root_dir) / "config.yaml", text.encode())
+        for logger in trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(text))
+
+
+class TrainingCLI(LightningCLI):
+    """Lightning's command line with this package's data module, checkpoints, sample grids and averaged weights."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        for name in list_models():
+            model_class(name)  # imports it, so that its class name alone is known to the parser
+        super().__init__(
+            GenerativeModel,
+            BinarizedMNISTDataModule,
+            subclass_mode_model=True,
+            save_config_callback=SaveConfig,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"version": __version__},
+            args=_expand_model_names(args),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Fit, validate and test."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name in TRAINER_COMMANDS}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The options that recipes have beyond Lightning's."""
+        parser.add_argument("--ema", type=float | None, default=None, help="Decay of an average of the weights.")
+        parser.add_argument(
+            "--save_every_n_batches", type=int, default=0, help="Also save last.ckpt within an epoch; 0 for never."
+        )
+        parser.add_lightning_class_args(callbacks.SampleGrid, "samples")
+        parser.link_arguments("data.event_shape", "model.init_args.event_shape", apply_on="instantiate")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds the checkpoints and the logger, which need the folder of the run and the model."""
+        config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        root = Path(config["default_root_dir"] or Path("runs") / model_name(type(self.model)))
+        config["default_root_dir"] = str(root)
+        if config["logger"] is None or config["logger"] is True:
+            config["logger"] = CSVLogger(root, name="logs")
+        extra = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
+        if self.subcommand == "fit":
+            decay = self._get(self.config_init, "ema")
+            # The grid comes before the average is swapped back; the last checkpoint holds the state of all others.
+            extra += [callbacks.exponential_moving_average(decay)] if decay is not None else []
+            if config["enable_checkpointing"] is not False:
+                extra.append(callbacks.BestCheckpoint(root, self.model.monitor))
+                every = self._get(self.config_init, "save_every_n_batches")
+                extra.append(callbacks.LastCheckpoint(root, every))
+        return self._instantiate_trainer(config, extra)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        named = {"last": callbacks.last_path, "best": callbacks.best_path}
+        if kwargs["ckpt_path"] in named:
+            path = named[kwargs["ckpt_path"]](self.trainer.default_root_dir)
+            if not path.is_file():
+                raise WeightsError(
+                    f"no checkpoint at {path}; start without --ckpt_path, or name the run's folder with "
+                    "--trainer.default_root_dir"
+                )
+            kwargs["ckpt_path"] = str(path)
+        return kwargs
+
+
+def sample(
+    name: str,
+    out: Path | None = None,
+    num_samples: int = 64,
+    grid: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Draws images from a trained model.
+
+    Args:
+        name: Model, weight, folder, checkpoint, or owner/repo on the Hub.
+        out: A .png file for a grid, or a .npy file. Default: NAME_samples.png.
+        num_samples: Number of images.
+        grid: Draw a square grid with this many images a side, instead of num_samples.
+        seed: Seed of the samples.
+    """
+    model = hub.load(name)
+    out = out or Path(f"{Path(name).name}_samples.png")
+    count = grid**2 if grid else num_samples
+    write_images(out, model.sample(count, generator=torch.Generator().manual_seed(seed)), grid)
+    print(f"{count} samples of {name}: {out}")
+
+
+def score(name: str, images: Path, out: Path | None = None, num_particles: int = 100, seed: int = 0) -> None:
+    """Prints how likely images are: log-probabilities in nats, exact or a lower bound.
+
+    Args:
+        name: Model, weight, folder, checkpoint, or owner/repo on the Hub.
+        images: A .npy or .png file of binary images.
+        out: Also write the values to this .npy file.
+        num_particles: Particles of the importance-weighted bound, for a latent-variable model.
+        seed: Seed of its noise.
+    """
+    model = hub.load(name)
+    if not isinstance(model, ExplicitModel | LatentVariableModel):
+        raise OptionError(f"{name} is an implicit model: it samples, and has no likelihood")
+    x = read_images(images, model.event_shape)
+    figure = "nll" if isinstance(model, ExplicitModel) else f"iw{num_particles}"
+    values = evaluation.score(model, x, range(len(x)), figure, seed=seed)
+    for index, value in enumerate(values.tolist()):
+        print(f"{index}\t{value:.4f}")
+    kind = "log p(x)" if figure == "nll" else f"lower bound {figure} on log p(x)"
+    print(f"mean {kind}: {values.mean():.4f} nats per image over {len(values)} images", file=sys.stderr)
+    if out is not None:
+        write_array(out.with_suffix(".npy"), values)
+
+
+def encode(name: str, images: Path, out: Path) -> None:
+    """Writes the codes of images, (N, D) float32: what a latent-variable model has to say of them.
+
+    Args:
+        name: Model, weight, folder, checkpoint, or owner/repo on the Hub.
+        images: A .npy or .png file of binary images.
+        out: The .npy file to write.
+    """
+    model = hub.load(name)
+    if not isinstance(model, LatentVariableModel):
+        raise OptionError(f"{name} has no codes: it is a {type(model).__name__}; take a model with an encoder: vae")
+    with torch.no_grad():
+        codes = model.encode(read_images(images, model.event_shape))
+    write_array(out.with_suffix(".npy"), codes)
+    print(f"{len(codes)} codes of {codes.shape[1]} numbers: {out.with_suffix('.npy')}")
+
+
+def evaluate(
+    name: str,
+    data: BinarizedMNISTDataModule,
+    split: Split = "test",
+    out: Path | None = None,
+    num_particles: int = 5000,
+    limit: int | None = None,
+    seed: int = 0,
+    accelerator: str = "auto",
+    devices: int = 1,
+    precision: str = "32-true",
+) -> None:
+    """Measures a trained model: the one protocol behind every published figure.
+
+    Args:
+        name: Model, weight, folder, checkpoint, or owner/repo on the Hub.
+        data: The data module.
+        split: train, val or test.
+        out: Folder for metrics.json and the values of all images. Default: only print the table.
+        num_particles: k of the importance-weighted bound, for a latent-variable model.
+        limit: Only the first so many images.
+        seed: Seed of the noise, which is keyed by image: the figures do not depend on batches and processes.
+        accelerator: cpu, gpu or auto.
+        devices: Number of processes.
+        precision: 32-true or bf16-mixed.
+    """
+    report = evaluation.evaluate(
+        hub.load(name),
+        data,
+        split,
+        num_particles=num_particles,
+        limit=limit,
+        seed=seed,
+        accelerator=accelerator,
+        devices=devices,
+        precision=precision,
+    )
+    if report is not None:
+        print(report.table())
+        if out is not None:
+            report.write(out)
+            print(f"written: {out}")
+
+
+def export(checkpoint: Path, out: Path, half: bool = False) -> None:
+    """Turns a Lightning checkpoint into weights to share: safetensors and a JSON config.
+
+    Args:
+        checkpoint: The .ckpt file; where weights were averaged, it holds the average.
+        out: Folder to write.
+        half: Store half-precision numbers.
+    """
+    model = hub.load(checkpoint)
+    model.save_pretrained(out, half=half)
+    print(f"{type(model).__name__} with {model.num_parameters:,} parameters: {out}")
+
+
+def list_(as_json: bool = False) -> None:
+    """Lists models, and the trained weights of each.
+
+    Args:
+        as_json: Print JSON.
+    """
+    names = {model: [w.name for w in registry().values() if w.model == model] for model in list_models()}
+    if as_json:
+        print(json.dumps(names, indent=2))
+        return
+    for model, weights in names.items():
+        print(f"{model:20} {', '.join(weights) or 'no trained weights yet'}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "sample": sample,
+    "score": score,
+    "encode": encode,
+    "evaluate": evaluate,
+    "export": export,
+    "list": list_,
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of ``genmodels`` and of ``recipes/train.py``; user errors end it with one line and status 2."""
+    args = list(sys.argv[1:] if args is None else args)
+    try:
+        if args and args[0] in TRAINER_COMMANDS:
+            TrainingCLI(args)
+        else:
+            _run_command(args)
+    except GenmodelsError as error:
+        sys.stderr.write(f"genmodels: error: {error}\n")
+        raise SystemExit(2) from error
+
+
+def _run_command(args: list[str]) -> None:
+    parser = ArgumentParser(prog="genmodels", description=__doc__, version=__version__)
+    commands = parser.add_subcommands(dest="command")
+    for name, function in COMMANDS.items():
+        sub = ArgumentParser(description=inspect.getdoc(function))
+        takes_data = "data" in inspect.signature(function).parameters
+        sub.add_function_arguments(function, as_positional=True, skip={"data"} if takes_data else set())
+        if takes_data:
+            sub.add_class_arguments(BinarizedMNISTDataModule, "data")
+        commands.add_subcommand(name, sub, help=(inspect.getdoc(function) or "").splitlines()[0])
+    for name in TRAINER_COMMANDS:
+        help_ = f"Lightning's Trainer.{name}; see: genmodels {name} --help"
+        commands.add_subcommand(name, ArgumentParser(), help=help_)
+    config = parser.instantiate_classes(parser.parse_args(args))
+    options = config[config.command]
+    COMMANDS[config.command](**{key: options[key] for key in inspect.signature(COMMANDS[config.command]).parameters})
+
+
+def _expand_model_names(args: Sequence[str]) -> list[str]:
+    """Turns ``--model vae`` into ``--model lightning_genmodels.models.vae.VAE``."""
+    expanded = list(args)
+    for index, argument in enumerate(expanded):
+        name = argument.removeprefix("--model=")
+        follows = index > 0 and expanded[index - 1] == "--model"
+        if (follows or name != argument) and name in list_models():
+            cls = model_class(name)
+            prefix = "" if follows else "--model="
+            expanded[index] = f"{prefix}{cls.__module__}.{cls.__qualname__}"
+    return expanded
+
+
+if __name__ == "__main__":
+    main()

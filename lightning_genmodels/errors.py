@@ -1,0 +1,43 @@
+"""The errors that a user can mend. Each message says what was expected, what came, and the way out.
+
+The command line prints them as one line; any other exception is a defect and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GenmodelsError(Exception):
+    """Base of all of them."""
+
+
+class OptionError(GenmodelsError, ValueError):
+    """An option with a value that it cannot have."""
+
+
+class ImageError(GenmodelsError, ValueError):
+    """Images of a wrong shape or with pixels other than 0 and 1, or a file that holds none."""
+
+
+class DataError(GenmodelsError, RuntimeError):
+    """Data that are missing, cannot be fetched, or are not what they should be."""
+
+
+class WeightsError(GenmodelsError, RuntimeError):
+    """Weights that are missing, damaged, or not what they should be."""
+
+
+class FileError(GenmodelsError, OSError):
+    """A file that cannot be written."""
+
+
+class UnknownNameError(GenmodelsError, LookupError):
+    """A name that names nothing; the message lists what there is."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        super().__init__(f"unknown {kind} {name!r}; {hint}there are: {', '.join(known) or 'none'}")

@@ -1,0 +1,282 @@
+"""The one evaluation protocol behind every published figure.
+
+Every image is counted once, on any number of processes. Noise is keyed by (seed, image), so that a figure does not
+depend on batches, processes or the device. All figures are *negative* log-likelihoods, or upper bounds on them, in nats
+per image: lower is better.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning
+import safetensors.torch
+import torch
+from lightning import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_genmodels import __version__
+from lightning_genmodels.base import ExplicitModel, GenerativeModel, LatentVariableModel
+from lightning_genmodels.data import BinarizedMNISTDataModule, InMemoryLoader
+from lightning_genmodels.data.datamodule import Split
+from lightning_genmodels.errors import OptionError
+from lightning_genmodels.files import write_atomically
+from lightning_genmodels.functional import bits_per_dimension, keyed_generators, process_share
+from lightning_genmodels.metrics import MeanWithError, PerImage
+from lightning_genmodels.registry import model_name
+
+_ROWS = 5000  # images times particles in memory at once
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: All figures with standard errors and estimators, the protocol, the seed and the versions; JSON.
+        values: Per figure, one float64 value per image, in nats, in the order of the images.
+    """
+
+    metrics: dict[str, Any]
+    values: dict[str, Tensor] = field(repr=False)
+
+    def write(self, folder: Path) -> None:
+        """Writes ``metrics.json`` and ``values.safetensors`` (float32).
+
+        Raises:
+            FileError: The folder cannot be written.
+        """
+        values = {name: values.float().contiguous() for name, values in self.values.items()}
+        write_atomically(folder / "values.safetensors", safetensors.torch.save(values))
+        write_atomically(folder / "metrics.json", (json.dumps(self.metrics, indent=2) + "\n").encode())
+
+    def table(self) -> str:
+        """The figures as text."""
+        m, protocol = self.metrics, self.metrics["protocol"]
+        lines = [
+            f"{m['model']}: {m['num_parameters']:,} parameters, {protocol['binarization']} {protocol['source']}, "
+            f"{protocol['split']}, {protocol['num_images']:,} images",
+            f"{'figure':10} {'estimator':22} {'nats':>10} {'std. error':>11} {'bits/dim':>9} {'images/s':>10}",
+        ]
+        for name, figure in m["figures"].items():
+            lines.append(
+                f"{name:10} {figure['estimator']:22} {figure['value']:10.3f} {figure['standard_error']:11.3f} "
+                f"{figure['bits_per_dimension']:9.4f} {figure['images_per_second']:10.1f}"
+            )
+        sampling = m["sampling"]
+        lines.append(f"sampling {sampling['num_images']} images: {sampling['seconds']:.3f} s on {m['device']}")
+        return "\n".join(lines)
+
+
+def estimators(model: GenerativeModel, num_particles: int) -> dict[str, str]:
+    """The figures that a model can be given, and how each is estimated: none for an implicit model."""
+    if isinstance(model, ExplicitModel):
+        return {"nll": "exact"}
+    if isinstance(model, LatentVariableModel):
+        return {"nelbo": "ELBO, 1 particle", f"iw{num_particles}": f"IW bound, k={num_particles}"}
+    return {}
+
+
+@torch.no_grad()
+def score(model: GenerativeModel, x: Tensor, indices: Sequence[int], figure: str, *, seed: int = 0) -> Tensor:
+    """Log-probabilities of images, or lower bounds on them.
+
+    Args:
+        model: An explicit or latent-variable model.
+        x: (N, 1, H, W) binary images.
+        indices: The N images' indices in their data set, which key the noise.
+        figure: "nll", "nelbo" or "iw<k>".
+        seed: Seed of the noise.
+
+    Returns:
+        (N,) float64 nats per image. N times the particles in memory is bounded, whatever N and k.
+
+    Raises:
+        OptionError: The model cannot be given this figure.
+    """
+    particles = _particles(figure)
+    if figure not in estimators(model, particles):
+        raise OptionError(f"a {type(model).__name__} has no figure {figure!r}; it has {list(estimators(model, 1))}")
+    parts = []
+    for part, keys in zip(*_split(x, indices, _batch_size(model, particles)), strict=True):
+        if isinstance(model, LatentVariableModel):
+            noise = keyed_generators(seed, keys)
+            is_elbo = figure == "nelbo"
+            parts.append(
+                model.elbo(part, generator=noise) if is_elbo else model.iw_bound(part, particles, generator=noise)
+            )
+        elif isinstance(model, ExplicitModel):
+            parts.append(model.log_prob(part))
+    return torch.cat(parts).double() if parts else torch.zeros(0, dtype=torch.float64)
+
+
+def evaluate(
+    model: GenerativeModel,
+    data: BinarizedMNISTDataModule,
+    split: Split = "test",
+    *,
+    num_particles: int = 5000,
+    limit: int | None = None,
+    seed: int = 0,
+    accelerator: str = "auto",
+    devices: int = 1,
+    precision: Any = "32-true",
+) -> Report | None:
+    """Evaluates a trained model on one split of the data.
+
+    Args:
+        model: The model, in evaluation mode.
+        data: The data module; images of another shape than the model's are an error.
+        split: train, val or test.
+        num_particles: k of the importance-weighted bound of a latent-variable model.
+        limit: Only the first so many images.
+        seed: Seed of the noise.
+        accelerator: As Lightning's Trainer takes it.
+        devices: Number of processes; more than one starts them as ``ddp``.
+        precision: As Lightning's Trainer takes it; sums are in at least float32 in any case.
+
+    Returns:
+        The report, or None on every process but the first.
+
+    Raises:
+        OptionError: The data do not fit the model, or a number is below one.
+        DataError: Data missing or corrupt.
+    """
+    if data.event_shape != model.event_shape:
+        raise OptionError(
+            f"the model takes images of shape {model.event_shape}, the data have {data.event_shape}; "
+            f"choose --data.image_size {model.event_shape[-1]}"
+        )
+    if num_particles < 1 or (limit is not None and limit < 1):
+        raise OptionError(f"expected num_particles and limit of at least 1, got {num_particles} and {limit}")
+    evaluator = _Evaluator(model, data, split, list(estimators(model, num_particles)), limit, seed)
+    trainer = Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stderr.isatty(),
+    )
+    trainer.test(evaluator, verbose=False)
+    if not trainer.is_global_zero:
+        return None
+    figures = {}
+    for name, estimator in estimators(model, num_particles).items():
+        mean = MeanWithError()
+        mean.update(evaluator.found[name])
+        value, error = (float(number) for number in mean.compute())
+        figures[name] = {
+            "estimator": estimator,
+            "value": value,
+            "standard_error": error,
+            "bits_per_dimension": bits_per_dimension(value, model.event_shape),
+            "images_per_second": evaluator.rates[name],
+        }
+    metrics = {
+        "model": model_name(type(model)),
+        "num_parameters": model.num_parameters,
+        "protocol": {**data.protocol, "split": split, "num_images": evaluator.num_images},
+        "figures": figures,
+        "sampling": {"num_images": 64, "seconds": _sampling_seconds(model, 64)},
+        "seed": seed,
+        "precision": str(precision),
+        "processes": trainer.world_size,
+        "device": _device_name(evaluator.device),
+        "versions": {
+            "lightning_genmodels": __version__,
+            "torch": torch.__version__,
+            "lightning": lightning.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    return Report(metrics, evaluator.found)
+
+
+class _Evaluator(LightningModule):
+    """Scores this process's share of the images in ``test_step``, and gathers the values of all processes."""
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        data: BinarizedMNISTDataModule,
+        split: Split,
+        figures: list[str],
+        limit: int | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.data = data
+        self.split = split
+        self.figures = figures
+        self.limit = limit
+        self.seed = seed
+        self.gathered = torch.nn.ModuleDict({name: PerImage() for name in figures})
+        self.seconds = dict.fromkeys(figures, 0.0)
+        self.found: dict[str, Tensor] = {}
+        self.rates: dict[str, float] = {}
+        self.num_images = 0
+        self.num_seen = 0
+
+    def prepare_data(self) -> None:
+        self.data.prepare_data()
+
+    def test_dataloader(self) -> InMemoryLoader:
+        images = self.data.images(self.split)[: self.limit]
+        self.num_images = len(images)
+        rows = min([_batch_size(self.model, _particles(name)) for name in self.figures], default=_ROWS)
+        world = self.trainer.world_size
+        return InMemoryLoader(images, rows * world, rank=self.global_rank, world_size=world)
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        indices = process_share(self.num_seen, len(batch), self.global_rank, self.trainer.world_size)
+        self.num_seen += len(batch)
+        for name in self.figures:
+            start = time.perf_counter()
+            values = -score(self.model, batch, indices, name, seed=self.seed)
+            self.gathered[name].update(torch.tensor(indices, device=values.device), values)  # type: ignore[operator]
+            self.seconds[name] += time.perf_counter() - start
+
+    def on_test_epoch_end(self) -> None:
+        for name in self.figures:
+            self.found[name] = self.gathered[name].compute().cpu()  # type: ignore[operator]
+            self.rates[name] = self.num_images / self.seconds[name]
+
+
+def _particles(figure: str) -> int:
+    return int(figure[2:]) if figure.startswith("iw") else 1
+
+
+def _batch_size(model: GenerativeModel, num_particles: int) -> int:
+    block = min(num_particles, model.particle_block) if isinstance(model, LatentVariableModel) else 1
+    return max(1, min(500, _ROWS // block))
+
+
+def _split(x: Tensor, indices: Sequence[int], size: int) -> tuple[Sequence[Tensor], list[Sequence[int]]]:
+    return x.split(size), [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def _sampling_seconds(model: GenerativeModel, num_images: int) -> float:
+    """Seconds to sample, once warm."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        start = time.perf_counter()
+        model.sample(num_images, generator=generator).cpu()
+        seconds = time.perf_counter() - start
+    return seconds
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"

@@ -1,0 +1,29 @@
+"""Trained weights: loading them, checking them, publishing them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning_genmodels import pretrained
+from lightning_genmodels.base import GenerativeModel
+
+__all__ = ["load"]
+
+
+def load(name: str | Path, *, revision: str | None = None, **hyper_parameters: Any) -> Any:
+    """Loads a trained model in evaluation mode.
+
+    The look-up order is: a local folder of weights or a Lightning checkpoint, weights inside the package, the Hub's
+    cache, the Hub.
+
+    Args:
+        name: A folder, a ``.ckpt`` file, a model (``vae``), a weight (``vae.static_v1``) or ``owner/repo`` on the Hub.
+        revision: Branch, tag or commit of a Hub repository.
+        hyper_parameters: What the model must have been trained with; a contradiction is an error.
+
+    Raises:
+        UnknownNameError: A name that names nothing.
+        WeightsError: Nothing is there, it is damaged, or a hyper-parameter contradicts it.
+    """
+    return pretrained.read(name, expected=GenerativeModel, revision=revision, **hyper_parameters)

@@ -1,0 +1,117 @@
+"""Images in and out: NumPy files, PNG files, and grids."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from lightning_genmodels.errors import ImageError
+from lightning_genmodels.files import write_atomically
+from lightning_genmodels.functional import check_images
+
+_GAP, _GAP_GREY = 2, 96
+
+
+def grid(images: Tensor, columns: int | None = None) -> np.ndarray:
+    """Arranges images in rows, with a thin grey line between them.
+
+    Args:
+        images: (N, 1, H, W) in [0, 1].
+        columns: Images in a row; default: as square as possible.
+
+    Returns:
+        (H', W') uint8, black to white.
+    """
+    count, _, height, width = images.shape
+    columns = min(columns or math.ceil(math.sqrt(count)), max(count, 1))
+    rows = -(-count // columns)
+    shape = (rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP)
+    canvas = np.full(shape, _GAP_GREY, dtype=np.uint8)
+    for index, image in enumerate((images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()):
+        row, column = divmod(index, columns)
+        top, left = row * (height + _GAP) + _GAP, column * (width + _GAP) + _GAP
+        canvas[top : top + height, left : left + width] = image[0]
+    return canvas
+
+
+def write_png(path: Path, pixels: np.ndarray, scale: int = 1) -> None:
+    """Writes an (H, W) uint8 array, each pixel enlarged to ``scale`` x ``scale``.
+
+    Raises:
+        FileError: The folder cannot be written.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(np.kron(pixels, np.ones((scale, scale), dtype=np.uint8))).save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def write_images(path: Path, images: Tensor, columns: int | None = None) -> None:
+    """Writes images (N, 1, H, W) in {0, 1}: ``.npy`` as uint8 of that shape, ``.png`` as a grid.
+
+    Raises:
+        ImageError: Another ending.
+    """
+    if path.suffix == ".png":
+        write_png(path, grid(images, columns), scale=2)
+    elif path.suffix == ".npy":
+        write_array(path, images.to(torch.uint8))
+    else:
+        raise ImageError(f"expected a file that ends in .png or .npy, got {path}")
+
+
+def write_array(path: Path, values: Tensor) -> None:
+    """Writes a tensor as a ``.npy`` file."""
+    buffer = io.BytesIO()
+    np.save(buffer, values.detach().cpu().numpy(), allow_pickle=False)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_images(path: Path, event_shape: tuple[int, int, int]) -> Tensor:
+    """Reads binary images for a model.
+
+    Args:
+        path: ``.npy`` with (N, 1, H, W), (N, H, W), (H, W) or (N, H * W) zeros and ones, or ``.png`` with one black and
+            white image, or with a sheet of them edge to edge.
+        event_shape: (1, H, W) that the model takes.
+
+    Returns:
+        (N, 1, H, W) float32 in {0, 1}.
+
+    Raises:
+        ImageError: No such file, another kind of file, a wrong shape, or pixels that are not binary.
+    """
+    _, height, width = event_shape
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path, allow_pickle=False)
+        elif path.suffix == ".png":
+            with Image.open(path) as image:
+                array = np.asarray(image.convert("L"), dtype=np.float32) / 255.0
+        else:
+            raise ImageError(f"expected a .npy or .png file, got {path}")
+    except (OSError, ValueError, EOFError, UnidentifiedImageError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"cannot read images from {path}: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise ImageError(f"expected numbers in {path}, got an array of type {array.dtype}")
+    tensor = torch.from_numpy(np.array(array, dtype=np.float32))
+    if path.suffix == ".png" and tensor.shape[0] % height == 0 and tensor.shape[1] % width == 0:
+        tensor = tensor.unflatten(0, (-1, height)).unflatten(2, (-1, width)).transpose(1, 2).flatten(0, 1).unsqueeze(1)
+    elif tensor.shape == (height, width):
+        tensor = tensor.view(1, *event_shape)
+    elif tensor.ndim == 2 and tensor.shape[1] == height * width:
+        tensor = tensor.view(-1, *event_shape)
+    elif tensor.ndim == 3:
+        tensor = tensor.unsqueeze(1)
+    try:
+        check_images(tensor, event_shape)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+    return tensor

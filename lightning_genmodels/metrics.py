@@ -1,0 +1,122 @@
+"""Metrics that count every image once, on any number of processes, with sums in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_genmodels.functional import bits_per_dimension
+
+
+class Estimate(NamedTuple):
+    """A figure and its standard error, float64 scalars in the same unit."""
+
+    value: Tensor
+    standard_error: Tensor
+
+
+class MeanWithError(Metric):
+    """Mean of one value per image, with the standard error of that mean.
+
+    The states are a float64 sum and sum of squares (both of deviations from a fixed ``offset``, so that neither loses
+    digits) and an int64 count, all summed over processes: the result does not depend on how the images were split.
+
+    Args:
+        offset: Any constant near the values. It does not change the result beyond rounding.
+    """
+
+    full_state_update = False
+    total: Tensor
+    squares: Tensor
+    count: Tensor
+
+    def __init__(self, offset: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.offset = offset
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("squares", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        """Adds one value per image, (B,)."""
+        deviations = values.detach().double() - self.offset
+        self.total += deviations.sum()
+        self.squares += deviations.square().sum()
+        self.count += deviations.numel()
+
+    def compute(self) -> Estimate:
+        """The mean and its standard error (NaN for fewer than two images), over all processes."""
+        variance = (self.squares - self.total.square() / self.count) / (self.count - 1)
+        return Estimate(self.total / self.count + self.offset, torch.sqrt(variance.clamp(min=0.0) / self.count))
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> MeanWithError:
+        """Does nothing: the states stay in float64 when a module that holds the metric changes its precision."""
+        return self
+
+
+class NegativeLogLikelihood(MeanWithError):
+    """Mean negative log-likelihood (or a bound on it) in nats per image, with its standard error.
+
+    Args:
+        event_shape: (1, H, W) of one image.
+
+    Example:
+        >>> metric = NegativeLogLikelihood(event_shape=(1, 2, 2))
+        >>> metric.update(torch.tensor([-2.0, -4.0]))
+        >>> estimate = metric.compute()
+        >>> round(estimate.value.item(), 6), round(estimate.standard_error.item(), 6)
+        (3.0, 1.0)
+    """
+
+    def __init__(self, event_shape: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(offset=math.prod(event_shape) * 0.1, **kwargs)
+        self.event_shape = tuple(event_shape)
+
+    def update(self, log_prob: Tensor) -> None:
+        """Adds log-probabilities, (B,) nats per image."""
+        super().update(-log_prob)
+
+    def bits_per_dimension(self) -> Estimate:
+        """The same figures in bits per pixel."""
+        value, error = self.compute()
+        return Estimate(*(nats * bits_per_dimension(1.0, self.event_shape) for nats in (value, error)))
+
+
+class PerImage(Metric):
+    """Collects one value per image from all processes, and returns them in the order of the images' indices."""
+
+    full_state_update = False
+    indices: list[Tensor]
+    values: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("indices", [], dist_reduce_fx="cat")
+        self.add_state("values", [], dist_reduce_fx="cat")
+
+    def update(self, indices: Tensor, values: Tensor) -> None:
+        """Adds values (B,) of the images with these indices (B,)."""
+        self.indices.append(indices.to(values.device))
+        self.values.append(values.detach().double())
+
+    def compute(self) -> Tensor:
+        """(N,) float64 values, sorted by image index.
+
+        Raises:
+            RuntimeError: An image was counted twice.
+        """
+        indices = self.indices if isinstance(self.indices, Tensor) else torch.cat(self.indices)
+        values = self.values if isinstance(self.values, Tensor) else torch.cat(self.values)
+        order = indices.argsort()
+        if len(indices) != len(indices.unique()):
+            raise RuntimeError(f"{len(indices) - len(indices.unique())} images were counted more than once")
+        return values[order]
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> PerImage:
+        """Does nothing: values stay in float64."""
+        return self

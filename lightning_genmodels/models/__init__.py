@@ -1,0 +1,24 @@
+"""The models, one file a paper. They are imported when they are first asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_genmodels.models.bernoulli import Bernoulli
+    from lightning_genmodels.models.vae import VAE
+
+__all__ = ["VAE", "Bernoulli"]
+
+_MODULES = {"Bernoulli": "bernoulli", "VAE": "vae"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

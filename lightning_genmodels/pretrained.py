@@ -1,0 +1,271 @@
+"""Reading and writing trained weights: safetensors plus a JSON config, never a pickle.
+
+A folder of weights, a repository on the Hub and a weight inside the package have one layout:
+
+- ``model.safetensors``: the state of the model.
+- ``config.json``: the model's registered name, its constructor's arguments, and checksums of both files.
+
+Loading is strict. The config is checked first, then names and shapes of the tensors against a model that takes no memory
+(on PyTorch's meta device), and only then is anything allocated: a damaged or hostile file is refused with one
+:class:`WeightsError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import pickle
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from lightning_genmodels.errors import UnknownNameError, WeightsError
+from lightning_genmodels.files import write_atomically
+from lightning_genmodels.registry import model_class, model_name
+from lightning_genmodels.weights import get_weights
+
+if TYPE_CHECKING:
+    from lightning_genmodels.base import GenerativeModel
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMAT = 1
+CHECKPOINT_KEY = "lightning_genmodels"
+
+_TRAINING_ONLY = ("init_from",)
+_MAX_CONFIG_BYTES = 1 << 20
+_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+# Writing.
+
+
+def describe(model: GenerativeModel, checkpoint: dict[str, Any]) -> None:
+    """Notes the model's registered name in a Lightning checkpoint, if it has one."""
+    try:
+        checkpoint[CHECKPOINT_KEY] = {"model": model_name(type(model))}
+    except UnknownNameError:
+        checkpoint[CHECKPOINT_KEY] = {"model": None}
+
+
+def write(model: GenerativeModel, folder: Path, *, half: bool = False) -> None:
+    """Writes ``config.json`` and ``model.safetensors``; see :meth:`GenerativeModel.save_pretrained`."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if half:
+        state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
+    content = safetensors.torch.save(state, metadata={"format": "pt"})
+    config = {
+        "format": FORMAT,
+        "model": model_name(type(model)),
+        "hyper_parameters": {k: v for k, v in model.hparams.items() if k not in _TRAINING_ONLY},
+        "weights_sha256": hashlib.sha256(content).hexdigest(),
+    }
+    config["config_sha256"] = _digest(config)
+    write_atomically(folder / WEIGHTS, content)
+    write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def push(model: GenerativeModel, repo_id: str, *, private: bool, token: str | None) -> str:
+    """Uploads the two files in one commit; see :meth:`GenerativeModel.push_to_hub`."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    address = api.create_repo(repo_id, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        write(model, Path(folder))
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload model")
+    return str(address)
+
+
+# Reading.
+
+
+def read(name: str | Path, *, expected: type | None = None, revision: str | None = None, **overrides: Any) -> Any:
+    """Loads a model in evaluation mode.
+
+    Args:
+        name: A folder of weights, a Lightning checkpoint (``.ckpt``), a weight's or model's name, or ``owner/repo``.
+        expected: The class that the model must be, or be derived from.
+        revision: Branch, tag or commit, for a repository.
+        overrides: Hyper-parameters that the weights must have been trained with.
+
+    Raises:
+        WeightsError: Nothing is there, it is damaged, it is another kind of model, or an override contradicts it.
+        UnknownNameError: A name that names nothing.
+    """
+    path = resolve(name, revision=revision)
+    cls, hyper_parameters, state = _open_checkpoint(path) if path.is_file() else _open_folder(path)
+    if expected is not None and not issubclass(cls, expected):
+        raise WeightsError(f"{path} holds a {cls.__name__}, not a {expected.__name__}; load it with {cls.__name__}")
+    _check_overrides(path, cls, hyper_parameters, overrides)
+    _check_shapes(path, cls, hyper_parameters, {key: tuple(tensor.shape) for key, tensor in state.items()})
+    model = _build(path, cls, hyper_parameters)
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def load_into(model: GenerativeModel, name: str | Path) -> None:
+    """Copies trained weights into a model that exists, for a warm start.
+
+    Raises:
+        WeightsError: As in :func:`read`, or the weights are of another class or other shapes.
+    """
+    path = resolve(name)
+    cls, _, state = _open_checkpoint(path) if path.is_file() else _open_folder(path)
+    if not isinstance(model, cls):
+        raise WeightsError(f"init_from: {path} holds a {cls.__name__}, which cannot start a {type(model).__name__}")
+    own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    _compare(f"init_from: {path}", own, {key: tuple(tensor.shape) for key, tensor in state.items()})
+    model.load_state_dict(state, strict=True)
+
+
+def resolve(name: str | Path, *, revision: str | None = None) -> Path:
+    """The local folder (or ``.ckpt`` file) behind a name: an explicit path first, then the package, then the Hub.
+
+    Raises:
+        WeightsError: No such path, or the Hub did not give the files.
+        UnknownNameError: A name that names nothing.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir() or path.suffix == ".ckpt":
+        if not path.exists():
+            raise WeightsError(f"no checkpoint at {path}")
+        return path
+    if path.name in (CONFIG, WEIGHTS) and path.exists():
+        return path.parent
+    text = str(name)
+    if isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
+        raise WeightsError(f"no folder of weights at {path}; it should hold {CONFIG} and {WEIGHTS}")
+    if _REPO_ID.fullmatch(text):
+        return _download(text, revision)
+    weights = get_weights(text)
+    return weights.folder or _download(weights.repo, weights.revision)
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(repo, CONFIG, revision=revision)
+        return Path(hf_hub_download(repo, WEIGHTS, revision=revision)).parent
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        where = f"{repo} at revision {revision or 'main'}"
+        raise WeightsError(
+            f"cannot get the weights of {where} from the Hugging Face Hub: {type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0]}; check the name and the network, or give a local folder"
+        ) from error
+
+
+def _open_folder(folder: Path) -> tuple[type[GenerativeModel], dict[str, Any], dict[str, torch.Tensor]]:
+    config = _read_config(folder / CONFIG)
+    file = folder / WEIGHTS
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"cannot read {file}: {error.strerror or error}") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != config["weights_sha256"]:
+        raise WeightsError(
+            f"{file} is damaged: expected sha256 {config['weights_sha256']}, found {found}; get the file again"
+        )
+    try:
+        state = safetensors.torch.load(content)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise WeightsError(f"{file} is no safetensors file: {error}") from error
+    return _class(folder, config["model"]), config["hyper_parameters"], state
+
+
+def _open_checkpoint(path: Path) -> tuple[type[GenerativeModel], dict[str, Any], dict[str, torch.Tensor]]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        name = checkpoint[CHECKPOINT_KEY]["model"]
+        hyper_parameters, state = dict(checkpoint["hyper_parameters"]), checkpoint["state_dict"]
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise WeightsError(
+            f"{path} is no checkpoint of this package, or it is damaged ({type(error).__name__}: {error})"
+        ) from error
+    for key in _TRAINING_ONLY:
+        hyper_parameters.pop(key, None)
+    return _class(path, name), hyper_parameters, state
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > _MAX_CONFIG_BYTES:
+            raise WeightsError(f"{file} has {file.stat().st_size} bytes, a config has at most {_MAX_CONFIG_BYTES}")
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WeightsError(f"cannot read {file}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{file} is no JSON: {error}") from error
+    kinds = {"format": int, "model": str, "hyper_parameters": dict, "weights_sha256": str, "config_sha256": str}
+    if not isinstance(config, dict) or set(config) != set(kinds):
+        raise WeightsError(f"{file} should have exactly the keys {', '.join(kinds)}")
+    for key, kind in kinds.items():
+        if type(config[key]) is not kind:
+            raise WeightsError(f"{file}: {key!r} should be a {kind.__name__}, got {config[key]!r}")
+    if config["format"] != FORMAT:
+        raise WeightsError(f"{file} has format {config['format']}, this version reads {FORMAT}; upgrade the package")
+    digest = config.pop("config_sha256")
+    if digest != _digest(config):
+        raise WeightsError(f"{file} is damaged: expected sha256 {digest}, found {_digest(config)}; get the file again")
+    return config
+
+
+def _digest(config: dict[str, Any]) -> str:
+    canonical = json.dumps(config, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _class(source: Path, name: Any) -> type[GenerativeModel]:
+    if not isinstance(name, str):
+        raise WeightsError(f"{source} names no registered model")
+    try:
+        return model_class(name)
+    except UnknownNameError as error:
+        raise WeightsError(f"{source} names no registered model: {error}") from error
+
+
+def _check_overrides(source: Path, cls: type, hyper_parameters: dict[str, Any], overrides: dict[str, Any]) -> None:
+    for key, value in overrides.items():
+        if key not in hyper_parameters:
+            raise WeightsError(f"{cls.__name__} has no hyper-parameter {key!r}; it has {', '.join(hyper_parameters)}")
+        if _plain(value) != _plain(hyper_parameters[key]):
+            raise WeightsError(
+                f"{key}={value!r} contradicts the weights at {source}, trained with {key}={hyper_parameters[key]!r}; "
+                "leave it out, or take pretrained=False"
+            )
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _check_shapes(source: Path, cls: type, hyper_parameters: dict[str, Any], found: dict[str, tuple[int, ...]]) -> None:
+    with torch.device("meta"):
+        skeleton = _build(source, cls, hyper_parameters)
+    _compare(str(source), {key: tuple(tensor.shape) for key, tensor in skeleton.state_dict().items()}, found)
+
+
+def _compare(source: str, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unexpected:
+        raise WeightsError(f"{source}: missing tensors {missing or 'none'}, unexpected tensors {unexpected or 'none'}")
+    for key, shape in expected.items():
+        if shape != found[key]:
+            raise WeightsError(f"{source}: tensor {key!r} should have shape {shape}, has {found[key]}")
+
+
+def _build(source: Path, cls: type, hyper_parameters: dict[str, Any]) -> GenerativeModel:
+    try:
+        inspect.signature(cls).bind(**hyper_parameters)
+        model: GenerativeModel = cls(**hyper_parameters)
+    except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
+        raise WeightsError(f"{source}: {cls.__name__} cannot be built from its config: {error}") from error
+    return model

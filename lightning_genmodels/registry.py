@@ -1,0 +1,68 @@
+"""Which models there are, by name: this package's own, and those that other packages bring by an entry point.
+
+A model of another package joins with one line of its ``pyproject.toml``::
+
+    [project.entry-points."lightning_genmodels.models"]
+    my_model = "my_package.my_module:MyModel"
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from lightning_genmodels.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from lightning_genmodels.base import GenerativeModel
+
+ENTRY_POINT_GROUP = "lightning_genmodels.models"
+
+MODELS = {
+    "bernoulli": "lightning_genmodels.models.bernoulli:Bernoulli",
+    "vae": "lightning_genmodels.models.vae:VAE",
+}
+"""This package's models; the names are those of papers and lectures."""
+
+
+@cache
+def _import_strings() -> dict[str, str]:
+    """Name -> "module:Class"; a name of this package cannot be taken over by another one."""
+    foreign = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
+    return {**foreign, **MODELS}
+
+
+def list_models() -> list[str]:
+    """Names of all models, sorted."""
+    return sorted(_import_strings())
+
+
+def model_class(name: str) -> type[GenerativeModel]:
+    """Imports the class of a model.
+
+    Raises:
+        UnknownNameError: No model has this name.
+    """
+    strings = _import_strings()
+    if name not in strings:
+        raise UnknownNameError("model", name, strings)
+    module, _, attribute = strings[name].partition(":")
+    found: type[GenerativeModel] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def model_name(cls: type[GenerativeModel]) -> str:
+    """The name under which a class is registered.
+
+    Raises:
+        UnknownNameError: It is not registered, so nothing that is saved from it could be loaded.
+    """
+    own = f"{cls.__module__}:{cls.__qualname__}"
+    for name, string in _import_strings().items():
+        if string == own or model_class(name) is cls:
+            return name
+    raise UnknownNameError(
+        f"model class (it is not registered: add an entry point to the group {ENTRY_POINT_GROUP!r})", own, list_models()
+    )
