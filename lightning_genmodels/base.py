@@ -78,7 +78,7 @@ class GenerativeModel(LightningModule, ABC):
     """The validation figure by which the best checkpoint is chosen; lower is better."""
 
     small: ClassVar[dict[str, Any]]
-    """Constructor arguments of a tiny instance, small enough to enumerate all images: what the contract tests run on."""
+    """Constructor arguments of a tiny instance, whose images can all be enumerated: what the contract tests run on."""
 
     sample_chunk: ClassVar[int] = 1000
     """At most this many images are sampled at once; the samples of a seed depend on it, so it is part of the model."""
@@ -177,7 +177,7 @@ class GenerativeModel(LightningModule, ABC):
 
     @final
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
-        """Uploads the weights to a repository on the Hugging Face Hub, made if it does not exist; returns its address."""
+        """Uploads the weights to a repository on the Hugging Face Hub, made if need be; returns its address."""
         return pretrained.push(self, repo_id, private=private, token=token)
 
     # Training: final steps and the default optimizer.
@@ -210,7 +210,10 @@ class GenerativeModel(LightningModule, ABC):
         # Lightning refuses to clip the gradients of a fused optimizer under float16 loss scaling.
         fused = self.trainer.precision != "16-mixed"
         optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=self.learning_rate, betas=tuple(self.betas), fused=fused
+            [group for group in groups if group["params"]],
+            lr=self.learning_rate,
+            betas=(self.betas[0], self.betas[1]),
+            fused=fused,
         )
         total = self.trainer.estimated_stepping_batches
         scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -233,7 +236,7 @@ class GenerativeModel(LightningModule, ABC):
         """
         running = self._trainer is not None and self._trainer.state.stage is not None
         check_images(x, self.event_shape, values=not running)
-        return x.to(device=self.device, dtype=self.dtype)
+        return x.to(next(self.parameters()))
 
     @final
     def _log_estimate(self, name: str, estimate: Estimate) -> None:
@@ -329,8 +332,9 @@ class TabularModel(ExplicitModel, ABC):
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """Counts a batch."""
         counts = self.statistics(batch)
-        same_epoch = self._counted_epoch == self.current_epoch and self._counts is not None
-        self._counts = self._counts + counts if same_epoch else counts
+        if self._counts is not None and self._counted_epoch == self.current_epoch:
+            counts = self._counts + counts
+        self._counts = counts
         self._counted_epoch = self.current_epoch
 
     @final

@@ -62,6 +62,10 @@ class TrainingCLI(LightningCLI):
             args=_expand_model_names(args),
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses what ``main`` was given; Lightning would warn of two sources of arguments."""
+        self.config = parser.parse_args(args)
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Fit, validate and test."""

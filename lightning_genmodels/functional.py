@@ -47,7 +47,7 @@ def bits_per_dimension(nats: float, event_shape: Sequence[int]) -> float:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that is a fixed, well-mixed function of ``parts``, the same on every machine and in every process."""
+    """A 63-bit seed: a fixed, well-mixed function of ``parts``, the same on every machine and in every process."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -62,7 +62,7 @@ def keyed_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]
 
 
 def process_share(start: int, count: int, rank: int, world_size: int) -> range:
-    """Data-set indices of a process's images ``start`` to ``start + count``, where process r has r, r + world_size, ..."""
+    """Data-set indices of images ``start`` to ``start + count`` of process r, which has r, r + world_size, ..."""
     return range(start * world_size + rank, (start + count) * world_size + rank, world_size)
 
 

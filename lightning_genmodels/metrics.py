@@ -59,7 +59,7 @@ class MeanWithError(Metric):
         return self
 
 
-class NegativeLogLikelihood(MeanWithError):
+class NegativeLogLikelihood(MeanWithError):  # noqa: N818, an error is something else
     """Mean negative log-likelihood (or a bound on it) in nats per image, with its standard error.
 
     Args:

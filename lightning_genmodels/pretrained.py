@@ -5,8 +5,8 @@ A folder of weights, a repository on the Hub and a weight inside the package hav
 - ``model.safetensors``: the state of the model.
 - ``config.json``: the model's registered name, its constructor's arguments, and checksums of both files.
 
-Loading is strict. The config is checked first, then names and shapes of the tensors against a model that takes no memory
-(on PyTorch's meta device), and only then is anything allocated: a damaged or hostile file is refused with one
+Loading is strict. The config is checked first, then names and shapes of the tensors against a model that takes no
+memory (on PyTorch's meta device), and only then is anything allocated: a damaged or hostile file is refused with one
 :class:`WeightsError`.
 """
 

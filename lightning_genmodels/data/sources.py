@@ -60,7 +60,7 @@ _BINARIZED = (
 
 
 def _mnist(name: str, sha256: str) -> DataFile:
-    return DataFile(f"mnist/{name}", sha256, _MNIST, ".gz")
+    return DataFile(f"mnist/{name}-ubyte", sha256, _MNIST, ".gz")
 
 
 def _binarized(split: str, sha256: str) -> DataFile:
@@ -68,14 +68,10 @@ def _binarized(split: str, sha256: str) -> DataFile:
 
 
 GREY_FILES = {
-    "train_images": _mnist(
-        "train-images-idx3-ubyte", "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
-    ),
-    "train_labels": _mnist(
-        "train-labels-idx1-ubyte", "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
-    ),
-    "test_images": _mnist("t10k-images-idx3-ubyte", "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
-    "test_labels": _mnist("t10k-labels-idx1-ubyte", "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+    "train_images": _mnist("train-images-idx3", "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
+    "train_labels": _mnist("train-labels-idx1", "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
+    "test_images": _mnist("t10k-images-idx3", "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
+    "test_labels": _mnist("t10k-labels-idx1", "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
 }
 """Grey MNIST (LeCun, Cortes and Burges), IDX files."""
 

@@ -1,7 +1,8 @@
 """The variational autoencoder (Kingma and Welling 2014, "Auto-Encoding Variational Bayes").
 
-The default network is that of Burda, Grosse and Salakhutdinov (2016), "Importance Weighted Autoencoders": two layers of
-200 tanh units on either side of 50 latent variables. ``num_particles`` above one trains their importance-weighted bound.
+The default network is that of Burda, Grosse and Salakhutdinov (2016), "Importance Weighted Autoencoders": two layers
+of 200 tanh units on either side of 50 latent variables. ``num_particles`` above one trains their importance-weighted
+bound.
 """
 
 from __future__ import annotations
