@@ -37,7 +37,7 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called on the first process only."""
-        text = self.parser.dump(self.config, skip_none=False)
+        text = self.parser.dump(self.config, skip_unset=False)
         if stage == "fit":
             write_atomically(Path(trainer.default_root_dir) / "config.yaml", text.encode())
         for logger in trainer.loggers:
@@ -100,6 +100,7 @@ class TrainingCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        kwargs["weights_only"] = True  # nothing is unpickled from a checkpoint but tensors and plain values
         named = {"last": callbacks.last_path, "best": callbacks.best_path}
         if kwargs["ckpt_path"] in named:
             path = named[kwargs["ckpt_path"]](self.trainer.default_root_dir)
@@ -265,8 +266,13 @@ def main(args: Sequence[str] | None = None) -> None:
             TrainingCLI(args)
         else:
             _run_command(args)
-    except GenmodelsError as error:
-        sys.stderr.write(f"genmodels: error: {error}\n")
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, GenmodelsError):
+            cause = cause.__cause__  # the parser wraps what a constructor raises
+        if cause is None:
+            raise
+        sys.stderr.write(f"genmodels: error: {cause}\n")
         raise SystemExit(2) from error
 
 
@@ -283,7 +289,7 @@ def _run_command(args: list[str]) -> None:
     for name in TRAINER_COMMANDS:
         help_ = f"Lightning's Trainer.{name}; see: genmodels {name} --help"
         commands.add_subcommand(name, ArgumentParser(), help=help_)
-    config = parser.instantiate_classes(parser.parse_args(args))
+    config = parser.instantiate(parser.parse_args(args))
     options = config[config.command]
     COMMANDS[config.command](**{key: options[key] for key in inspect.signature(COMMANDS[config.command]).parameters})
 

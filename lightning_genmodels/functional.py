@@ -20,6 +20,11 @@ Noise = torch.Generator | Sequence[torch.Generator] | None
 numbers an image sees do not depend on the batch it is in), or None for PyTorch's global generator."""
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half-precision values in float32, others as they are."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def bernoulli_log_prob(logits: Tensor, x: Tensor, event_dims: int = 3) -> Tensor:
     """Log-probability of binary images under independent Bernoulli pixels, summed (never averaged) over the pixels.
 
@@ -31,7 +36,7 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor, event_dims: int = 3) -> Tensor
     Returns:
         (...) nats per image, in float32 or float64 whatever the type of ``logits``.
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = at_least_float32(logits)
     # log sigmoid(+-logits): one pass over what may be K times as large as x, and no cancellation at large logits.
     return F.logsigmoid((2.0 * x - 1.0).to(logits.dtype) * logits).flatten(start_dim=-event_dims).sum(dim=-1)
 

@@ -165,9 +165,7 @@ def _read_checked(path: Path, file: DataFile, *, compressed: bool) -> bytes:
     try:
         content = gzip.decompress(path.read_bytes()) if compressed else path.read_bytes()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} is not a complete gzip file ({error}); delete it to have it downloaded again"
-        ) from error
+        raise DataError(f"{path} is no complete gzip file ({error}); delete it to have it downloaded again") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     found = hashlib.sha256(content).hexdigest()

@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base import LatentVariableModel, TrainingOptions
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import Noise, bernoulli_log_prob, standard_normal
+from lightning_genmodels.functional import Noise, at_least_float32, bernoulli_log_prob, standard_normal
 
 
 class VAE(LatentVariableModel):
@@ -70,7 +70,8 @@ class VAE(LatentVariableModel):
 
     def posterior(self, x: Tensor) -> Normal:
         """q(z|x), a diagonal Gaussian with batch shape (B, D), of binary images (B, 1, H, W)."""
-        mean, log_std = self.encoder(2.0 * self._checked(x).flatten(1) - 1.0).float().chunk(2, dim=-1)  # (B, D) each
+        output = at_least_float32(self.encoder(2.0 * self._checked(x).flatten(1) - 1.0))
+        mean, log_std = output.chunk(2, dim=-1)  # (B, D) each
         return Normal(mean, torch.exp(log_std), validate_args=False)
 
     def encode(self, x: Tensor) -> Tensor:

@@ -1,0 +1,303 @@
+"""The command line as a user calls it: every recipe, every command, every mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from lightning_genmodels import list_models, load
+from lightning_genmodels.base import LatentVariableModel
+from lightning_genmodels.callbacks import best_path, last_path
+from lightning_genmodels.cli import COMMANDS, main
+from lightning_genmodels.registry import model_class
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
+
+SHORT = [
+    "--data.source=digits",
+    "--trainer.max_epochs=1",
+    "--trainer.limit_train_batches=3",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.accelerator=cpu",
+]
+
+KILLED = """
+import os, sys
+from lightning_genmodels import callbacks, cli
+
+save = callbacks.LastCheckpoint._save
+
+def save_and_die(self, trainer):
+    save(self, trainer)
+    if trainer.current_epoch == 1:
+        os._exit(9)
+
+callbacks.LastCheckpoint._save = save_and_die
+cli.main(sys.argv[1:])
+"""
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """The one line with which a command fails."""
+    with pytest.raises(SystemExit) as caught:
+        main(args)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a short VAE run on digits."""
+    root = tmp_path_factory.mktemp("run")
+    recipe = str(next(path for path in RECIPES if path.name == "vae.yaml"))
+    main(["fit", "--config", recipe, *SHORT, "--samples.every_n_epochs=1", f"--trainer.default_root_dir={root}"])
+    return root
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=[path.stem for path in RECIPES])
+def test_every_recipe_trains_and_its_checkpoint_loads(recipe: Path, run_folder: Path) -> None:
+    config = yaml.safe_load(recipe.read_text())
+    batch = min(config["data"]["batch_size"], 100)
+    main(["fit", "--config", str(recipe), *SHORT, f"--data.batch_size={batch}", "--trainer.default_root_dir=run"])
+    for path in (best_path("run"), last_path("run")):
+        assert load(path).sample(2).shape == (2, *load(path).event_shape)
+    resolved = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert resolved["data"]["source"] == "digits"
+    assert resolved["model"]["class_path"].startswith("lightning_genmodels.models.")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=[path.stem for path in RECIPES])
+def test_every_recipe_opens_with_its_exact_command(recipe: Path) -> None:
+    comment = "".join(line for line in recipe.read_text().splitlines(True) if line.startswith("#"))
+    assert f"genmodels fit --config recipes/{recipe.relative_to(recipe.parents[0]).as_posix()}" in comment
+    assert "Needs:" in comment
+
+
+def test_every_model_has_a_recipe() -> None:
+    used = {yaml.safe_load(path.read_text())["model"]["class_path"].rsplit(".", 1)[1] for path in RECIPES}
+    assert {model_class(name).__name__ for name in list_models()} <= used
+
+
+def test_training_leaves_checkpoints_config_grid_and_log(trained: Path) -> None:
+    with Image.open(trained / "samples" / "epoch_0001.png") as image:
+        assert image.size == (2 * (8 * 30 + 2), 2 * (8 * 30 + 2))
+        assert {0, 255} <= set(np.unique(np.asarray(image)).tolist())
+    metrics = (trained / "logs" / "version_0" / "metrics.csv").read_text()
+    assert "val/nelbo" in metrics
+    checkpoint = torch.load(best_path(trained), weights_only=True)
+    assert list(checkpoint["hyper_parameters"]["event_shape"]) == [1, 28, 28]
+
+
+def test_averaged_weights_are_what_is_saved(run_folder: Path) -> None:
+    common = ["fit", "--model=vae", *SHORT, "--samples.every_n_epochs=0"]
+    main([*common, "--ema=0.9", "--trainer.default_root_dir=averaged"])
+    main([*common, "--trainer.default_root_dir=plain"])
+    averaged, plain = (torch.load(last_path(name), weights_only=True) for name in ("averaged", "plain"))
+    for key, last in plain["state_dict"].items():
+        assert torch.equal(last, averaged["current_model_state"][key])
+    assert any(not torch.equal(averaged["state_dict"][key], value) for key, value in plain["state_dict"].items())
+    assert torch.equal(
+        load(last_path("averaged")).state_dict()["decoder.0.weight"], averaged["state_dict"]["decoder.0.weight"]
+    )
+
+
+def test_resume_goes_on_where_the_run_stopped(run_folder: Path) -> None:
+    common = ["fit", "--model=vae", *SHORT, "--samples.every_n_epochs=0", "--ema=0.9", "--model.warmup_steps=2"]
+    main([*common, "--trainer.max_epochs=4", "--trainer.default_root_dir=whole"])
+    resumed = [*common, "--trainer.max_epochs=4", "--trainer.default_root_dir=parts"]
+    assert subprocess.run([sys.executable, "-c", KILLED, *resumed], check=False, capture_output=True).returncode == 9
+    main([*resumed, "--ckpt_path=last"])
+    whole, parts = (torch.load(last_path(name), weights_only=True) for name in ("whole", "parts"))
+    assert whole["epoch"] == parts["epoch"] == 3
+    for key, tensor in whole["current_model_state"].items():
+        assert torch.equal(tensor, parts["current_model_state"][key]), key
+        assert torch.equal(whole["state_dict"][key], parts["state_dict"][key]), key
+
+
+def test_warm_start_from_exported_weights(trained: Path, run_folder: Path) -> None:
+    main(["export", str(best_path(trained)), "exported"])
+    assert sorted(path.name for path in Path("exported").iterdir()) == ["config.json", "model.safetensors"]
+    quick = [
+        *SHORT,
+        "--model=vae",
+        "--model.init_from=exported",
+        "--model.learning_rate=1e-12",
+        "--samples.every_n_epochs=0",
+    ]
+    main(["fit", *quick, "--trainer.default_root_dir=warm"])
+    start, warm = load("exported").state_dict(), load(last_path("warm")).state_dict()
+    assert all(torch.allclose(start[key], warm[key], atol=1e-6) for key in start)
+    assert load(last_path("warm")).hparams["learning_rate"] == 1e-12
+
+
+def test_half_precision_export(trained: Path, run_folder: Path) -> None:
+    main(["export", str(best_path(trained)), "half", "--half=true"])
+    main(["export", str(best_path(trained)), "whole"])
+    sizes = [Path(folder, "model.safetensors").stat().st_size for folder in ("half", "whole")]
+    assert sizes[0] < 0.51 * sizes[1]
+    assert load("half").dtype == torch.float32
+
+
+def test_validate_and_test_commands(trained: Path, run_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = [
+        "--model=vae",
+        "--data.source=digits",
+        "--trainer.accelerator=cpu",
+        f"--trainer.default_root_dir={trained}",
+    ]
+    main(["validate", *options, "--ckpt_path=best"])
+    main(["test", *options, "--ckpt_path=last"])
+    printed = capfd.readouterr().out
+    assert "val/nelbo" in printed
+    assert "test/iw100" in printed
+
+
+def test_sample_writes_png_and_npy(trained: Path, run_folder: Path) -> None:
+    name = str(best_path(trained))
+    main(["sample", name, "--out=grid.png", "--grid=3"])
+    with Image.open("grid.png") as image:
+        assert image.size == (2 * (3 * 30 + 2), 2 * (3 * 30 + 2))
+    main(["sample", name, "--out=images.npy", "--num_samples=5", "--seed=1"])
+    main(["sample", name, "--out=again.npy", "--num_samples=5", "--seed=1"])
+    images = np.load("images.npy")
+    assert images.shape == (5, 1, 28, 28)
+    assert set(np.unique(images)) == {0, 1}
+    assert np.array_equal(images, np.load("again.npy"))
+
+
+@pytest.mark.parametrize("kind", ["npy", "png"])
+def test_score_and_encode(trained: Path, run_folder: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name = str(best_path(trained))
+    main(["sample", name, "--out=images.npy", "--num_samples=4"])
+    images = np.load("images.npy")
+    if kind == "png":  # a sheet of 2 x 2 images, edge to edge
+        sheet = images[:, 0].reshape(2, 2, 28, 28).transpose(0, 2, 1, 3).reshape(56, 56)
+        Image.fromarray(sheet * 255).save("images.png")
+    capsys.readouterr()
+    main(["score", name, f"images.{kind}", "--out=scores.npy", "--num_particles=10"])
+    scores = np.load("scores.npy")
+    lines = capsys.readouterr().out.splitlines()
+    assert [float(line.split()[1]) for line in lines] == pytest.approx(scores.tolist(), abs=1e-3)
+    main(["encode", name, f"images.{kind}", "codes.npy"])
+    model = load(name)
+    assert isinstance(model, LatentVariableModel)
+    assert torch.allclose(torch.from_numpy(np.load("codes.npy")), model.encode(torch.from_numpy(images)), atol=1e-6)
+
+
+def test_evaluate_writes_figures_and_the_values_behind_them(
+    trained: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = str(best_path(trained))
+    main(["evaluate", name, "--data.source=digits", "--limit=60", "--num_particles=120", "--out=report"])
+    printed = capsys.readouterr().out
+    metrics = json.loads(Path("report/metrics.json").read_text())
+    figures = metrics["figures"]
+    assert list(figures) == ["nelbo", "iw120"]
+    assert figures["iw120"]["value"] < figures["nelbo"]["value"]
+    for name_, figure in figures.items():
+        assert f"{name_} " in printed
+        assert figure["bits_per_dimension"] == pytest.approx(figure["value"] / 784 / np.log(2))
+    import safetensors.torch
+
+    values = safetensors.torch.load_file("report/values.safetensors")
+    assert values["iw120"].shape == (60,)
+    assert values["iw120"].double().mean().item() == pytest.approx(figures["iw120"]["value"], abs=1e-4)
+    assert metrics["protocol"] == {
+        "source": "digits", "binarization": "static", "image_size": 28, "split": "test", "num_images": 60,
+    }  # fmt: skip
+
+
+def test_list_names_models_and_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["list", "--as_json=true"])
+    assert set(json.loads(capsys.readouterr().out)) == set(list_models())
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS, "fit", "validate", "test"])
+def test_help_of_every_command(command: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"] if command else ["--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    assert "usage:" in printed
+    if command is None:
+        assert all(re.search(rf"^ +{name} ", printed, re.MULTILINE) for name in [*COMMANDS, "fit", "validate", "test"])
+
+
+def test_recipes_train_py_is_the_same_program() -> None:
+    script = RECIPES[0].parent / "train.py"
+    found = subprocess.run([sys.executable, str(script), "list"], capture_output=True, text=True, check=True)
+    assert all(name in found.stdout for name in list_models())
+
+
+# Mistakes.
+
+
+def test_unknown_names(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unknown model or weight 'vea'; did you mean 'vae'?" in error_of(capsys, "sample", "vea")
+    assert "no checkpoint at gone.ckpt" in error_of(capsys, "sample", "gone.ckpt")
+    assert "no folder of weights at gone; it should hold config.json" in error_of(capsys, "sample", "./gone")
+    assert "no checkpoint at" in error_of(
+        capsys, "fit", "--model=vae", "--data.source=digits", "--ckpt_path=last", "--trainer.default_root_dir=none"
+    )
+
+
+def test_unknown_options_name_the_option(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "hiden_sizes" in error_of(capsys, "fit", "--model=vae", "--model.hiden_sizes=[3]", "--data.source=digits")
+    assert "bacth_size" in error_of(capsys, "fit", "--model=vae", "--data.bacth_size=3")
+    assert "expected sizes of at least 1" in error_of(capsys, "fit", "--model=vae", "--model.latent_dim=0")
+
+
+def test_wrong_images(trained: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = str(best_path(trained))
+    np.save("wrong.npy", np.zeros((3, 1, 14, 14)))
+    np.save("grey.npy", np.full((3, 1, 28, 28), 0.5))
+    np.save("nan.npy", np.full((3, 1, 28, 28), np.nan))
+    np.save("objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    Path("text.npy").write_text("no array")
+    Path("text.png").write_text("no picture")
+    for file, message in {
+        "wrong.npy": "expected images of shape (batch, 1, 28, 28), got (3, 1, 14, 14)",
+        "grey.npy": "expected pixels in {0, 1}, got values from 0.5 to 0.5",
+        "nan.npy": "NaN",
+        "objects.npy": "cannot read images from objects.npy",
+        "text.npy": "cannot read images from text.npy",
+        "text.png": "cannot read images from text.png",
+        "gone.npy": "cannot read images from gone.npy",
+        "images.jpg": "expected a .npy or .png file",
+    }.items():
+        assert message in error_of(capsys, "score", name, file)
+    assert "ends in .png or .npy" in error_of(capsys, "sample", name, "--out=x.jpg")
+
+
+def test_unwritable_output(trained: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("in the way")
+    assert "cannot write file/x.png" in error_of(capsys, "sample", str(best_path(trained)), "--out=file/x.png")
+    assert sorted(path.name for path in Path().iterdir()) == ["file"]
+
+
+def test_models_without_the_asked_for_use(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "--model=bernoulli", *SHORT, "--trainer.default_root_dir=run"])
+    np.save("x.npy", np.zeros((1, 1, 28, 28)))
+    assert "has no codes" in error_of(capsys, "encode", str(last_path("run")), "x.npy", "codes.npy")
+
+
+def test_image_size_that_does_not_fit(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = error_of(capsys, "evaluate", str(best_path(trained)), "--data.source=digits", "--data.image_size=14")
+    assert "choose --data.image_size 28" in message
+
+
+def test_damaged_checkpoint(run_folder: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("cut.ckpt").write_bytes(best_path(trained).read_bytes()[:5000])
+    assert "is no checkpoint of this package, or it is damaged" in error_of(capsys, "sample", "cut.ckpt")
