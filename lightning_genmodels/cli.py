@@ -22,6 +22,7 @@ from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.data.datamodule import Split
 from lightning_genmodels.errors import GenmodelsError, OptionError, WeightsError
 from lightning_genmodels.files import write_atomically
+from lightning_genmodels.hub import verify as checks
 from lightning_genmodels.images import read_images, write_array, write_images
 from lightning_genmodels.registry import list_models, model_class, model_name
 from lightning_genmodels.weights import registry
@@ -234,6 +235,35 @@ def export(checkpoint: Path, out: Path, half: bool = False) -> None:
     print(f"{type(model).__name__} with {model.num_parameters:,} parameters: {out}")
 
 
+def verify(name: str, root: str | None = None, full: bool = False, seconds: float = 60.0) -> None:
+    """Recomputes published figures from their weights, image by image; status 1 if they do not agree.
+
+    Args:
+        name: Model, weight, folder, or owner/repo on the Hub.
+        root: Data folder; default: $LIGHTNING_GENMODELS_DATA, else one in the user's cache.
+        full: All images, however long it takes.
+        seconds: Else stop after so long for each figure.
+    """
+    found = checks.verify(name, root, full=full, seconds=seconds)
+    print("\n".join(str(verification) for verification in found))
+    if not all(verification.agrees for verification in found):
+        raise SystemExit(1)
+
+
+def publish(name: str, namespace: str, dry_run: bool = True) -> None:
+    """Uploads shipped weights to the Hugging Face Hub, with a generated card; by default only says what it would do.
+
+    Args:
+        name: A weight, or a model for all of its weights.
+        namespace: User or organization on the Hub.
+        dry_run: False sends the files, with the token of HF_TOKEN or `hf auth login`.
+    """
+    from lightning_genmodels.hub.publish import publish as upload
+
+    for publication in upload(name, namespace, dry_run=dry_run):
+        print(publication)
+
+
 def list_(as_json: bool = False) -> None:
     """Lists models, and the trained weights of each.
 
@@ -254,6 +284,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "encode": encode,
     "evaluate": evaluate,
     "export": export,
+    "verify": verify,
+    "publish": publish,
     "list": list_,
 }
 

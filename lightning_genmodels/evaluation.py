@@ -32,6 +32,8 @@ from lightning_genmodels.functional import bits_per_dimension, keyed_generators,
 from lightning_genmodels.metrics import MeanWithError, PerImage
 from lightning_genmodels.registry import model_name
 
+METRICS, VALUES = "metrics.json", "values.safetensors"
+
 _ROWS = 5000  # images times particles in memory at once
 
 
@@ -54,8 +56,8 @@ class Report:
             FileError: The folder cannot be written.
         """
         values = {name: values.float().contiguous() for name, values in self.values.items()}
-        write_atomically(folder / "values.safetensors", safetensors.torch.save(values))
-        write_atomically(folder / "metrics.json", (json.dumps(self.metrics, indent=2) + "\n").encode())
+        write_atomically(folder / VALUES, safetensors.torch.save(values))
+        write_atomically(folder / METRICS, (json.dumps(self.metrics, indent=2) + "\n").encode())
 
     def table(self) -> str:
         """The figures as text."""
@@ -73,6 +75,12 @@ class Report:
         sampling = m["sampling"]
         lines.append(f"sampling {sampling['num_images']} images: {sampling['seconds']:.3f} s on {m['device']}")
         return "\n".join(lines)
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The figures that :meth:`Report.write` left in a folder."""
+    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    return metrics
 
 
 def estimators(model: GenerativeModel, num_particles: int) -> dict[str, str]:

@@ -18,6 +18,7 @@ import json
 import pickle
 import re
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,8 @@ import torch
 
 from lightning_genmodels.errors import UnknownNameError, WeightsError
 from lightning_genmodels.files import write_atomically
-from lightning_genmodels.registry import model_class, model_name
-from lightning_genmodels.weights import get_weights
+from lightning_genmodels.registry import list_models, model_class, model_name
+from lightning_genmodels.weights import get_weights, registry
 
 if TYPE_CHECKING:
     from lightning_genmodels.base import GenerativeModel
@@ -98,8 +99,9 @@ def read(name: str | Path, *, expected: type | None = None, revision: str | None
         WeightsError: Nothing is there, it is damaged, it is another kind of model, or an override contradicts it.
         UnknownNameError: A name that names nothing.
     """
-    path = resolve(name, revision=revision)
-    cls, hyper_parameters, state = _open_checkpoint(path) if path.is_file() else _open_folder(path)
+    source = resolve(name, revision=revision)
+    path = source.path
+    cls, hyper_parameters, state = _open(source)
     if expected is not None and not issubclass(cls, expected):
         raise WeightsError(f"{path} holds a {cls.__name__}, not a {expected.__name__}; load it with {cls.__name__}")
     _check_overrides(path, cls, hyper_parameters, overrides)
@@ -115,8 +117,9 @@ def load_into(model: GenerativeModel, name: str | Path) -> None:
     Raises:
         WeightsError: As in :func:`read`, or the weights are of another class or other shapes.
     """
-    path = resolve(name)
-    cls, _, state = _open_checkpoint(path) if path.is_file() else _open_folder(path)
+    source = resolve(name)
+    path = source.path
+    cls, _, state = _open(source)
     if not isinstance(model, cls):
         raise WeightsError(f"init_from: {path} holds a {cls.__name__}, which cannot start a {type(model).__name__}")
     own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
@@ -124,27 +127,45 @@ def load_into(model: GenerativeModel, name: str | Path) -> None:
     model.load_state_dict(state, strict=True)
 
 
-def resolve(name: str | Path, *, revision: str | None = None) -> Path:
-    """The local folder (or ``.ckpt`` file) behind a name: an explicit path first, then the package, then the Hub.
+@dataclass(frozen=True)
+class Source:
+    """Where weights lie.
+
+    Attributes:
+        path: A folder, or a ``.ckpt`` file.
+        sha256: What the registry says of the safetensors file, if it knows it.
+    """
+
+    path: Path
+    sha256: str | None = None
+
+
+def resolve(name: str | Path, *, revision: str | None = None) -> Source:
+    """Finds the files behind a name: a local folder first, then the package, then the Hub's cache, then the Hub.
+
+    A bare word that names a model or a weight means that, even where a folder has the same name: write ``./vae`` for
+    the folder.
 
     Raises:
         WeightsError: No such path, or the Hub did not give the files.
         UnknownNameError: A name that names nothing.
     """
-    path = Path(name).expanduser()
-    if path.is_dir() or path.suffix == ".ckpt":
-        if not path.exists():
+    text, path = str(name), Path(name).expanduser()
+    is_name = not isinstance(name, Path) and (text in registry() or text in list_models())
+    if path.suffix == ".ckpt":
+        if not path.is_file():
             raise WeightsError(f"no checkpoint at {path}")
-        return path
-    if path.name in (CONFIG, WEIGHTS) and path.exists():
-        return path.parent
-    text = str(name)
+        return Source(path)
+    if path.name in (CONFIG, WEIGHTS) and path.is_file():
+        return Source(path.parent)
+    if path.is_dir() and not is_name:
+        return Source(path)
     if isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise WeightsError(f"no folder of weights at {path}; it should hold {CONFIG} and {WEIGHTS}")
     if _REPO_ID.fullmatch(text):
-        return _download(text, revision)
+        return Source(_download(text, revision))
     weights = get_weights(text)
-    return weights.folder or _download(weights.repo, weights.revision)
+    return Source(weights.folder or _download(weights.repo, weights.revision), weights.sha256)
 
 
 def _download(repo: str, revision: str | None) -> Path:
@@ -162,7 +183,15 @@ def _download(repo: str, revision: str | None) -> Path:
         ) from error
 
 
-def _open_folder(folder: Path) -> tuple[type[GenerativeModel], dict[str, Any], dict[str, torch.Tensor]]:
+def _open(source: Source) -> tuple[type[GenerativeModel], dict[str, Any], dict[str, torch.Tensor]]:
+    if source.path.is_file():
+        return _open_checkpoint(source.path)
+    return _open_folder(source.path, source.sha256)
+
+
+def _open_folder(
+    folder: Path, sha256: str | None
+) -> tuple[type[GenerativeModel], dict[str, Any], dict[str, torch.Tensor]]:
     config = _read_config(folder / CONFIG)
     file = folder / WEIGHTS
     try:
@@ -170,10 +199,9 @@ def _open_folder(folder: Path) -> tuple[type[GenerativeModel], dict[str, Any], d
     except OSError as error:
         raise WeightsError(f"cannot read {file}: {error.strerror or error}") from error
     found = hashlib.sha256(content).hexdigest()
-    if found != config["weights_sha256"]:
-        raise WeightsError(
-            f"{file} is damaged: expected sha256 {config['weights_sha256']}, found {found}; get the file again"
-        )
+    for expected in (config["weights_sha256"], sha256):
+        if expected is not None and found != expected:
+            raise WeightsError(f"{file} is damaged: expected sha256 {expected}, found {found}; get the file again")
     try:
         state = safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:

@@ -7,8 +7,11 @@ from typing import Any
 
 from lightning_genmodels import pretrained
 from lightning_genmodels.base import GenerativeModel
+from lightning_genmodels.errors import WeightsError
+from lightning_genmodels.registry import model_class
+from lightning_genmodels.weights import get_weights
 
-__all__ = ["load"]
+__all__ = ["load", "load_model"]
 
 
 def load(name: str | Path, *, revision: str | None = None, **hyper_parameters: Any) -> Any:
@@ -27,3 +30,16 @@ def load(name: str | Path, *, revision: str | None = None, **hyper_parameters: A
         WeightsError: Nothing is there, it is damaged, or a hyper-parameter contradicts it.
     """
     return pretrained.read(name, expected=GenerativeModel, revision=revision, **hyper_parameters)
+
+
+def load_model(model: str, weights: str | None = None, **hyper_parameters: Any) -> Any:
+    """Loads a model by its name, with its default weight or a named one of its own.
+
+    Raises:
+        UnknownNameError: No such model or weight.
+        WeightsError: The weight belongs to another model, and whatever :func:`load` raises.
+    """
+    record = get_weights(weights or model)
+    if record.model != model:
+        raise WeightsError(f"{record.name} is a weight of {record.model!r}, not of {model!r}")
+    return pretrained.read(record.name, expected=model_class(model), **hyper_parameters)

@@ -1,0 +1,123 @@
+"""Model cards, generated from the weights' record and measured figures."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from lightning_genmodels.base import ExplicitModel, GenerativeModel, LatentVariableModel
+from lightning_genmodels.hub.published import STATIC
+from lightning_genmodels.registry import model_class
+from lightning_genmodels.weights import Weights
+
+_USES = {
+    ExplicitModel: "log_prob = model.log_prob(images)      # score: exact, (64,) nats per image",
+    LatentVariableModel: (
+        "bound = model.iw_bound(images, 100)    # score: a lower bound on log p(x), (64,) nats per image\n"
+        "codes = model.encode(images)           # represent: posterior means, (64, D)"
+    ),
+}
+
+
+def model_card(weights: Weights, repo: str) -> str:
+    """The README.md of a Hub repository: metadata for the Hub, usage, figures beside the published ones, protocol.
+
+    Args:
+        weights: The weight's record.
+        repo: ``owner/repo`` that the card is for.
+    """
+    cls = model_class(weights.model)
+    protocol = weights.metrics["protocol"]
+    sections = [
+        f"---\n{_metadata(weights).to_yaml()}\n---",
+        f"# {weights.name}",
+        inspect.getdoc(inspect.getmodule(cls)) or "",
+        _plain(inspect.getdoc(cls) or ""),
+        f"![Samples](samples.png)\n\n*64 samples of this weight, {protocol['image_size']}x{protocol['image_size']}.*",
+        "## Usage",
+        _usage(cls, weights, repo),
+        "## Figures",
+        _figures(weights),
+        "## Data and training",
+        f"Binarization: **{protocol['binarization']}** {protocol['source']} ({protocol['split']} figures over "
+        f"{protocol['num_images']:,} images, each counted once). {weights.metrics['num_parameters']:,} parameters. "
+        f"Trained by the recipe `{weights.recipe}`:\n\n"
+        f"```bash\ngenmodels fit --config {weights.recipe} --data.root /path/to/data\n```",
+        f"Check the figures on your machine: `genmodels verify {weights.name} --root /path/to/data`.",
+        "## Citation",
+        f"Please cite the paper named above. Licence: {weights.license}.",
+    ]
+    return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+def _metadata(weights: Weights) -> ModelCardData:
+    protocol = weights.metrics["protocol"]
+    results = [
+        EvalResult(
+            task_type="unconditional-image-generation",
+            dataset_type="mnist",
+            dataset_name=f"{protocol['binarization']} binarized {protocol['source']}",
+            dataset_split=protocol["split"],
+            metric_type=name,
+            metric_name=f"negative log-likelihood in nats per image ({figure['estimator']})",
+            metric_value=round(figure["value"], 3),
+        )
+        for name, figure in weights.metrics["figures"].items()
+    ]
+    return ModelCardData(
+        model_name=weights.name,
+        license=weights.license.lower(),
+        library_name="lightning-genmodels",
+        pipeline_tag="unconditional-image-generation",
+        tags=["lightning", "generative-model", "binarized-mnist", weights.model],
+        datasets=["mnist"],
+        eval_results=results or None,
+    )
+
+
+def _usage(cls: type[GenerativeModel], weights: Weights, repo: str) -> str:
+    uses = [text for kind, text in _USES.items() if issubclass(cls, kind)]
+    lines = [
+        "```python",
+        "import lightning_genmodels as gm",
+        "",
+        f'model = gm.load("{repo}", revision="{weights.revision}")',
+        "images = model.sample(64)               # generate: (64, 1, H, W), zeros and ones",
+        *uses,
+        "```",
+    ]
+    return "\n".join(lines)
+
+
+def _figures(weights: Weights) -> str:
+    figures: dict[str, dict[str, Any]] = weights.metrics["figures"]
+    if not figures:
+        return "An implicit model: it has no likelihood."
+    rows = [
+        f"| {name} | {figure['estimator']} | {figure['value']:.2f} | {figure['standard_error']:.2f} "
+        f"| {figure['bits_per_dimension']:.4f} |"
+        for name, figure in figures.items()
+    ]
+    text = "\n".join(
+        [
+            "Negative log-likelihoods in nats per image, or upper bounds on them; lower is better.",
+            "",
+            "| figure | estimator | nats | standard error | bits per dimension |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+        ]
+    )
+    published = STATIC.get(weights.model) if weights.binarization == "static" else None
+    if published is not None:
+        note = f"; {published.note}" if published.note else ""
+        text += f"\n\nPublished: {published.value:.2f} ({published.estimator}; {published.source}{note})."
+    return text
+
+
+def _plain(docstring: str) -> str:
+    """A class's docstring without the sections on arguments and errors."""
+    for section in ("\nArgs:", "\nRaises:", "\nReturns:"):
+        docstring = docstring.split(section)[0]
+    return docstring.strip()

@@ -1,0 +1,75 @@
+"""Turns a trained checkpoint into a weight that ships with the package: export, evaluate, sample, register.
+
+python recipes/ship.py runs/vae/checkpoints/best.ckpt vae.static_v1 --recipe recipes/vae.yaml --data.root /path/to/data
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser
+
+from lightning_genmodels import BinarizedMNISTDataModule, Weights, hub
+from lightning_genmodels.evaluation import evaluate
+from lightning_genmodels.hub.publish import SAMPLES
+from lightning_genmodels.images import write_images
+from lightning_genmodels.pretrained import WEIGHTS
+from lightning_genmodels.registry import model_name
+from lightning_genmodels.weights import SHIPPED
+
+
+def ship(
+    checkpoint: Path,
+    name: str,
+    data: BinarizedMNISTDataModule,
+    recipe: str,
+    half: bool = True,
+    default: bool = True,
+    num_particles: int = 5000,
+) -> None:
+    """Writes a folder of ``lightning_genmodels/hub/shipped``; the figures are those of the files it holds.
+
+    Args:
+        checkpoint: A ``.ckpt`` file, or a folder of exported weights.
+        name: ``<model>.<protocol>_v<N>``.
+        data: The data module of the protocol.
+        recipe: The YAML file that trained it.
+        half: Store half-precision numbers.
+        default: Whether the model's bare name loads this weight.
+        num_particles: k of the importance-weighted bound.
+    """
+    folder = SHIPPED / name
+    hub.load(checkpoint).save_pretrained(folder, half=half)
+    model = hub.load(folder)
+    report = evaluate(model, data, "test", num_particles=num_particles)
+    assert report is not None
+    report.write(folder)
+    write_images(folder / SAMPLES, model.sample(64, generator=torch.Generator().manual_seed(0)))
+    model_, version = model_name(type(model)), name.partition(".")[2]
+    record = Weights(
+        name=name,
+        model=model_,
+        repo=f"lightning-genmodels/{model_}",
+        revision=version,
+        filename=WEIGHTS,
+        sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
+        binarization=data.binarization,
+        recipe=recipe,
+        license="Apache-2.0",
+        default=default,
+    )
+    fields = {key: value for key, value in dataclasses.asdict(record).items() if key != "metrics"}
+    (folder / "weights.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    print(report.table())
+
+
+if __name__ == "__main__":
+    parser = ArgumentParser(description=__doc__)
+    parser.add_function_arguments(ship, as_positional=True, skip={"data"})
+    parser.add_class_arguments(BinarizedMNISTDataModule, "data")
+    options = parser.instantiate(parser.parse_args())
+    ship(**{key: value for key, value in vars(options).items() if key != "config"})
