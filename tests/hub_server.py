@@ -241,13 +241,18 @@ class HubServer:
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
-    def environment(self, cache: Path, token: str | None = "hf_tester") -> dict[str, str]:
-        """What a client needs in its environment *before* it imports `huggingface_hub`; `cache` becomes HF_HOME."""
+    def environment(self, cache: Path, token: str | None = None) -> dict[str, str]:
+        """What a client needs in its environment *before* it imports `huggingface_hub`.
+
+        Args:
+            cache: becomes HF_HOME.
+            token: by default the first of the server's tokens; an empty one for an anonymous client.
+        """
         return {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(cache),
             "HF_HUB_CACHE": str(cache / "hub"),
-            "HF_TOKEN": token or "",
+            "HF_TOKEN": next(iter(self.tokens)) if token is None else token,
             "HUGGING_FACE_HUB_TOKEN": "",
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
