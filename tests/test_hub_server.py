@@ -80,11 +80,6 @@ def model(hub: HubServer) -> str:
     return oid
 
 
-def cached_files(home: Path) -> list[str]:
-    """Everything that a client could take for a downloaded file, complete or not."""
-    return sorted(path.name for path in home.rglob("*") if "blobs" in path.parts or "snapshots" in path.parts)
-
-
 def test_upload_and_download(hub: HubServer, client: Client, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -260,25 +255,30 @@ def test_failing_for_good(hub: HubServer, client: Client) -> None:
 
 @pytest.mark.usefixtures("model")
 def test_cut_connection(hub: HubServer, client: Client, tmp_path: Path) -> None:
+    """The client goes on after the last whole chunk that it has; chunks are 10 MB unless one says otherwise."""
     steps = """
+        hf.constants.DOWNLOAD_CHUNK_SIZE = int(os.environ.get("CHUNK", hf.constants.DOWNLOAD_CHUNK_SIZE))
         answer = attempt(hf.hf_hub_download, "tester/model", "w.safetensors")
         result.update(error=answer[0]) if isinstance(answer, list) else result.update(sha256=sha256(answer))
         result["naps"] = naps
         """
-    hub.cut("/storage/", after_bytes=0, times=math.inf)
-    assert client(steps) == {"error": "RemoteProtocolError", "naps": [1] * 5}
+    hub.cut("/storage/", after_bytes=10**6, times=math.inf)
+    assert client(steps, home="home") == {"error": "RemoteProtocolError", "naps": [1] * 5}
     assert not any((tmp_path / "home").rglob("*.incomplete"))
-    assert not any("safetensors" in name for name in cached_files(tmp_path / "home"))
+    assert not any((tmp_path / "home").rglob("*.safetensors"))
+    assert not any(path.is_file() for path in (tmp_path / "home").glob("hub/models--*/blobs/*"))
 
-    hub.heal()
-    hub.log.clear()
-    hub.cut("w.safetensors", after_bytes=10**6, times=2)
     sha256 = hub.repositories[REPO].head.files["w.safetensors"].sha256
-    assert client(steps) == {"sha256": sha256, "naps": [1, 1]}
-    ranges = [request.headers.get("range") for request in hub.log if request.method == "GET"]
-    assert ranges[0] is None
-    assert len(ranges) == 3
-    assert all(0 < int(sent[len("bytes=") : -1]) <= 2 * 10**6 for sent in ranges[1:] if sent)
+    for home, settings, ranges in [
+        ("large", {}, [None, None, None]),
+        ("small", {"CHUNK": "65536"}, [None, "bytes=983040-", "bytes=1966080-"]),
+    ]:
+        hub.heal()
+        hub.log.clear()
+        hub.cut("w.safetensors", after_bytes=10**6, times=2)
+        assert client(steps, home=home, **settings) == {"sha256": sha256, "naps": [1, 1]}
+        assert [request.headers.get("range") for request in hub.log if request.method == "GET"] == ranges
+    assert client(steps, home="home") == {"sha256": sha256, "naps": []}
 
 
 def test_slow_server(hub: HubServer, client: Client, model: str) -> None:
