@@ -26,7 +26,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from lightning_genmodels.errors import UnknownNameError, WeightsError
+from lightning_genmodels.errors import UnknownNameError, WeightsError, first_line
 from lightning_genmodels.files import write_atomically
 from lightning_genmodels.registry import list_models, model_class, model_name
 from lightning_genmodels.weights import get_weights, registry
@@ -76,11 +76,25 @@ def push(model: GenerativeModel, repo_id: str, *, private: bool, token: str | No
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    address = api.create_repo(repo_id, private=private, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         write(model, Path(folder))
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload model")
+        try:
+            address = api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload model")
+        except Exception as error:  # whatever the client and its HTTP library raise, the names of which change
+            raise WeightsError(f"uploading to {repo_id} failed: {upload_advice(error, repo_id)}") from error
     return str(address)
+
+
+def upload_advice(error: Exception, repo: str) -> str:
+    """What to do about an upload that the Hub refused."""
+    response = getattr(error, "response", None)
+    status = response.status_code if response is not None else None
+    if status == 401:
+        return "the Hub asks for a valid token (401); run `hf auth login`, or set HF_TOKEN"
+    if status == 403:
+        return f"the token may not write to {repo} (403); choose another namespace, or a token with write access"
+    return f"{first_line(error)}; run it again: what was uploaded stays, and it goes on from there"
 
 
 # Reading.
@@ -170,16 +184,15 @@ def resolve(name: str | Path, *, revision: str | None = None) -> Source:
 
 def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         hf_hub_download(repo, CONFIG, revision=revision)
         return Path(hf_hub_download(repo, WEIGHTS, revision=revision)).parent
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # whatever the client and its HTTP library raise, the names of which change
         where = f"{repo} at revision {revision or 'main'}"
         raise WeightsError(
             f"cannot get the weights of {where} from the Hugging Face Hub: {type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0]}; check the name and the network, or give a local folder"
+            f"{first_line(error)}; check the name and the network, or give a local folder"
         ) from error
 
 
@@ -240,6 +253,8 @@ def _read_config(file: Path) -> dict[str, Any]:
             raise WeightsError(f"{file}: {key!r} should be a {kind.__name__}, got {config[key]!r}")
     if config["format"] != FORMAT:
         raise WeightsError(f"{file} has format {config['format']}, this version reads {FORMAT}; upgrade the package")
+    if set(_TRAINING_ONLY) & set(config["hyper_parameters"]):
+        raise WeightsError(f"{file} has hyper-parameters that weights cannot have: {', '.join(_TRAINING_ONLY)}")
     digest = config.pop("config_sha256")
     if digest != _digest(config):
         raise WeightsError(f"{file} is damaged: expected sha256 {digest}, found {_digest(config)}; get the file again")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from lightning_genmodels import pretrained
 from lightning_genmodels.errors import WeightsError
@@ -97,8 +97,10 @@ def _upload(api: HfApi, publication: Publication) -> Publication:
         if tagged is None:
             api.create_tag(repo, tag=tag)
         commit = api.model_info(repo, revision=tag).sha
-    except (HfHubHTTPError, OSError) as error:
-        raise WeightsError(f"publishing to {repo} failed: {_advice(error, repo)}") from error
+    except WeightsError:
+        raise
+    except Exception as error:  # whatever the client and its HTTP library raise, the names of which change
+        raise WeightsError(f"publishing to {repo} failed: {pretrained.upload_advice(error, repo)}") from error
     return Publication(publication.weights, repo, publication.files, commit)
 
 
@@ -108,14 +110,3 @@ def _content_at(api: HfApi, repo: str, revision: str | None, name: str) -> bytes
     except (EntryNotFoundError, RevisionNotFoundError, RepositoryNotFoundError):
         return None
     return Path(path).read_bytes()
-
-
-def _advice(error: Exception, repo: str) -> str:
-    response = getattr(error, "response", None)
-    status = response.status_code if response is not None else None
-    if status == 401:
-        return "the Hub asks for a valid token (401); run `hf auth login`, or set HF_TOKEN"
-    if status == 403:
-        return f"the token may not write to {repo} (403); choose another --namespace, or a token with write access"
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"{first}; run it again: what was uploaded stays, and it goes on from there"

@@ -30,6 +30,9 @@ class VAE(LatentVariableModel):
         latent_dim: D, number of latent variables.
         num_particles: K of the training objective: 1 for the ELBO (Kingma and Welling, eq. 10, with the KL divergence
             in closed form), more for the importance-weighted bound (Burda et al., eq. 8).
+        kl_warmup_steps: Steps over which the weight of the KL divergence rises from zero to one in the training loss
+            (Sønderby et al. 2016, section 2.3). Without it most latent variables are pruned in the first epochs, and
+            stay so. The bounds that are reported never have it.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
     Raises:
@@ -44,6 +47,7 @@ class VAE(LatentVariableModel):
         hidden_sizes: Sequence[int] = (200, 200),
         latent_dim: int = 50,
         num_particles: int = 1,
+        kl_warmup_steps: int = 0,
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(event_shape, **options)
@@ -53,6 +57,7 @@ class VAE(LatentVariableModel):
                 f"num_particles={num_particles}"
             )
         self.latent_dim = latent_dim
+        self.kl_warmup_steps = kl_warmup_steps
         self._num_particles = num_particles
         pixels = math.prod(self.event_shape)
         self.encoder = _mlp([pixels, *hidden_sizes, 2 * latent_dim])
@@ -98,11 +103,23 @@ class VAE(LatentVariableModel):
 
     def elbo(self, x: Tensor, *, generator: Noise = None) -> Tensor:
         """E_q[log p(x|z)] - KL(q(z|x) || p(z)) in nats, (B,): one particle, the divergence in closed form."""
+        reconstruction, kl = self._elbo_terms(x, generator)
+        return reconstruction - kl
+
+    def training_loss(self, x: Tensor) -> Tensor:
+        """The negative bound, after a warm-up in which the KL divergence of the ELBO weighs less."""
+        if self.global_step >= self.kl_warmup_steps:
+            return super().training_loss(x)
+        reconstruction, kl = self._elbo_terms(x, None)
+        return (self.global_step / self.kl_warmup_steps * kl - reconstruction).mean()
+
+    def _elbo_terms(self, x: Tensor, generator: Noise) -> tuple[Tensor, Tensor]:
+        """One-particle estimate of E_q[log p(x|z)], and KL(q(z|x) || p(z)): (B,) nats each."""
         posterior = self.posterior(x)
         noise = standard_normal(1, len(x), (self.latent_dim,), generator, like=posterior.mean)[0]
         z = posterior.mean + posterior.stddev * noise  # (B, D)
         prior = Normal(torch.zeros_like(z), torch.ones_like(z), validate_args=False)
-        return bernoulli_log_prob(self.decode(z), self._checked(x)) - kl_divergence(posterior, prior).sum(-1)
+        return bernoulli_log_prob(self.decode(z), self._checked(x)), kl_divergence(posterior, prior).sum(-1)
 
     def sample_latent(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draws (num_samples, D) standard normal latents."""
@@ -111,10 +128,13 @@ class VAE(LatentVariableModel):
 
 
 def _mlp(sizes: list[int]) -> nn.Sequential:
-    """Linear layers with tanh between them."""
+    """Linear layers with tanh between them, and the weights of Glorot and Bengio (2010), as Burda et al. have."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.Tanh()]
+        linear = nn.Linear(inputs, outputs)
+        nn.init.xavier_uniform_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 
 
