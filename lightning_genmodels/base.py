@@ -30,6 +30,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from lightning_genmodels import pretrained
+from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import (
     Noise,
@@ -115,6 +116,9 @@ class GenerativeModel(LightningModule, ABC):
     def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
         """Draws (num_samples, 1, H, W) images in {0, 1}, float32; called without gradients, in chunks."""
 
+    def initialize(self, images: Tensor) -> None:
+        """Sets parameters from all training images, (N, 1, H, W) uint8, before training from scratch; default: none."""
+
     # Using a model.
 
     @property
@@ -184,9 +188,15 @@ class GenerativeModel(LightningModule, ABC):
 
     @final
     def setup(self, stage: str) -> None:
-        """Loads ``init_from`` before fitting, and before a checkpoint is restored."""
-        if stage == "fit" and self.init_from is not None:
+        """Before fitting, loads ``init_from`` or looks at the data; a checkpoint is restored afterwards."""
+        if stage != "fit":
+            return
+        if self.init_from is not None:
             pretrained.load_into(self, self.init_from)
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, BinarizedMNISTDataModule):
+            self.initialize(data.images("train"))
 
     @final
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:

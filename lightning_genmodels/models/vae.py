@@ -63,6 +63,17 @@ class VAE(LatentVariableModel):
         self.encoder = _mlp([pixels, *hidden_sizes, 2 * latent_dim])
         self.decoder = _mlp([latent_dim, *reversed(hidden_sizes), pixels])
 
+    @torch.no_grad()
+    def initialize(self, images: Tensor) -> None:
+        """Starts the decoder at the mean image, as Burda et al. do: with add-one smoothing, since some pixels are never
+        on. Latent variables then need not model the mean, and fewer of them are pruned.
+        """
+        ones = images.sum(dim=0, dtype=torch.float64).flatten()
+        bias = torch.log(ones + 1) - torch.log(len(images) - ones + 1)
+        output = self.decoder[-1]
+        assert isinstance(output, nn.Linear)
+        output.bias.copy_(bias)
+
     @property
     def num_particles(self) -> int:
         """K of the training objective."""
@@ -75,7 +86,7 @@ class VAE(LatentVariableModel):
 
     def posterior(self, x: Tensor) -> Normal:
         """q(z|x), a diagonal Gaussian with batch shape (B, D), of binary images (B, 1, H, W)."""
-        output = at_least_float32(self.encoder(2.0 * self._checked(x).flatten(1) - 1.0))
+        output = at_least_float32(self.encoder(self._checked(x).flatten(1)))
         mean, log_std = output.chunk(2, dim=-1)  # (B, D) each
         return Normal(mean, torch.exp(log_std), validate_args=False)
 
