@@ -225,11 +225,23 @@ class GenerativeModel(LightningModule, ABC):
             betas=(self.betas[0], self.betas[1]),
             fused=fused,
         )
-        total = self.trainer.estimated_stepping_batches
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: _warmup_cosine(step, self.warmup_steps, total)
-        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @final
+    def _learning_rate_factor(self, step: int) -> float:
+        """A linear rise, then a cosine to zero (constant if the run has no end)."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        if step == 0:
+            # Asking Lightning for the total now would load the data, and the state of the loader in a checkpoint,
+            # which is restored later, would be lost.
+            return 1.0
+        total = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total):
+            return 1.0
+        progress = (step - self.warmup_steps) / max(1.0, total - self.warmup_steps)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes which model the checkpoint holds, so that it can be loaded without naming the class."""
@@ -559,13 +571,3 @@ def _not_saved(cls: type[GenerativeModel]) -> list[str]:
 def _chunk_sizes(total: int, chunk: int) -> Iterator[int]:
     for start in range(0, total, chunk):
         yield min(chunk, total - start)
-
-
-def _warmup_cosine(step: int, warmup_steps: int, total_steps: float) -> float:
-    """Factor of the learning rate: a linear rise, then a cosine to zero (constant if the run has no end)."""
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    if not math.isfinite(total_steps):
-        return 1.0
-    progress = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))

@@ -103,6 +103,9 @@ class TrainingCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         kwargs["weights_only"] = True  # nothing is unpickled from a checkpoint but tensors and plain values
         named = {"last": callbacks.last_path, "best": callbacks.best_path}
+        if kwargs["ckpt_path"] == "auto":  # what a job that may be restarted wants
+            path = callbacks.last_path(self.trainer.default_root_dir)
+            kwargs["ckpt_path"] = str(path) if path.is_file() else None
         if kwargs["ckpt_path"] in named:
             path = named[kwargs["ckpt_path"]](self.trainer.default_root_dir)
             if not path.is_file():

@@ -48,7 +48,17 @@ def test_from_training_to_the_hub(run_folder: Path) -> None:
 
 def test_it_passes_the_contract(run_folder: Path) -> None:
     contract = HERE / "test_contract.py"
-    printed = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "shared_rows", str(contract), cwd=run_folder)
+    printed = run(
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "shared_rows or dropout_vae",
+        str(contract),
+        cwd=run_folder,
+    )
     assert "passed" in printed
     assert "shared_rows" not in printed
     assert "failed" not in printed

@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base import ExplicitModel, TrainingOptions
 from lightning_genmodels.functional import bernoulli_log_prob, sample_bernoulli
+from lightning_genmodels.models.vae import VAE
 
 
 class SharedRows(ExplicitModel):
@@ -29,3 +30,19 @@ class SharedRows(ExplicitModel):
 
     def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
         return sample_bernoulli(self._logits(num_samples), generator)
+
+
+class DropoutVAE(VAE):
+    """A VAE with dropout in its encoder: with it, training draws every kind of random number there is."""
+
+    small = {"event_shape": (1, 2, 2), "hidden_sizes": (5,), "latent_dim": 2}
+
+    def __init__(
+        self,
+        event_shape: Sequence[int] = (1, 28, 28),
+        hidden_sizes: Sequence[int] = (30,),
+        latent_dim: int = 5,
+        **options: Unpack[TrainingOptions],
+    ) -> None:
+        super().__init__(event_shape, hidden_sizes, latent_dim, kl_warmup_steps=20, **options)
+        self.encoder = nn.Sequential(nn.Dropout(0.2), *self.encoder)
