@@ -14,9 +14,9 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 
-from lightning_genmodels import __version__, callbacks, evaluation, hub
+from lightning_genmodels import __version__, callbacks, evaluation, hub, tracking
 from lightning_genmodels.base import ExplicitModel, GenerativeModel, LatentVariableModel
 from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.data.datamodule import Split
@@ -78,6 +78,8 @@ class TrainingCLI(LightningCLI):
         parser.add_argument(
             "--save_every_n_batches", type=int, default=0, help="Also save last.ckpt within an epoch; 0 for never."
         )
+        parser.add_argument("--wandb", type=str | None, default=None, help="Track in this Weights & Biases project.")
+        parser.add_argument("--tags", type=list[str], default=[], help="Tags of the tracked run.")
         parser.add_lightning_class_args(callbacks.SampleGrid, "samples")
         parser.link_arguments("data.event_shape", "model.init_args.event_shape", apply_on="instantiate")
 
@@ -87,7 +89,7 @@ class TrainingCLI(LightningCLI):
         root = Path(config["default_root_dir"] or Path("runs") / model_name(type(self.model)))
         config["default_root_dir"] = str(root)
         if config["logger"] is None or config["logger"] is True:
-            config["logger"] = CSVLogger(root, name="logs")
+            config["logger"] = self._loggers(root)
         extra = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
         if self.subcommand == "fit":
             decay = self._get(self.config_init, "ema")
@@ -97,7 +99,17 @@ class TrainingCLI(LightningCLI):
                 extra.append(callbacks.BestCheckpoint(root, self.model.monitor))
                 every = self._get(self.config_init, "save_every_n_batches")
                 extra.append(callbacks.LastCheckpoint(root, every))
+                extra.append(tracking.ExportBest(root))
+            extra.append(tracking.TrainingMonitor(config["log_every_n_steps"] or 50))
         return self._instantiate_trainer(config, extra)
+
+    def _loggers(self, root: Path) -> list[Logger]:
+        loggers: list[Logger] = [CSVLogger(root, name="logs")]
+        project = self._get(self.config_init, "wandb")
+        if project is not None:
+            tags = [model_name(type(self.model)), self.datamodule.binarization, *self._get(self.config_init, "tags")]
+            loggers.append(tracking.wandb_logger(project, root, tags, self.model.monitor))
+        return loggers
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
