@@ -62,11 +62,16 @@ def _define_summary(logger: WandbLogger, monitor: str) -> None:
 
 
 def _run_id(root: Path) -> str | None:
-    """The id of the run that has this folder, made when it is first tracked; the same on all processes."""
+    """The id of the run that has this folder, made by the first process when it is first tracked."""
     file = root / _ID_FILE
-    if not file.is_file() and rank_zero_only.rank == 0:
-        write_atomically(file, os.urandom(5).hex().encode())
+    _write_run_id(file)
     return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+@rank_zero_only
+def _write_run_id(file: Path) -> None:
+    if not file.is_file():
+        write_atomically(file, os.urandom(5).hex().encode())
 
 
 def _why_offline() -> str | None:
