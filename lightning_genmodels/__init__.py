@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_genmodels.base import (
+        AutoregressiveModel,
         ExplicitModel,
         GenerativeModel,
         ImplicitModel,
         LatentVariableModel,
+        OrderMixture,
         TabularModel,
     )
     from lightning_genmodels.data import BinarizedMNISTDataModule
@@ -28,11 +30,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutoregressiveModel",
     "BinarizedMNISTDataModule",
     "ExplicitModel",
     "GenerativeModel",
     "ImplicitModel",
     "LatentVariableModel",
+    "OrderMixture",
     "TabularModel",
     "Weights",
     "__version__",
@@ -42,11 +46,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AutoregressiveModel": "base",
     "BinarizedMNISTDataModule": "data",
     "ExplicitModel": "base",
     "GenerativeModel": "base",
     "ImplicitModel": "base",
     "LatentVariableModel": "base",
+    "OrderMixture": "base",
     "TabularModel": "base",
     "Weights": "weights",
     "list_models": "registry",

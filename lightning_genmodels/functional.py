@@ -1,4 +1,4 @@
-"""Pure functions on tensors: log-likelihoods, log-mean-exp, seeds and noise, image checks.
+"""Pure functions on tensors: log-likelihoods, log-mean-exp, seeds and noise, image checks, pixel orders.
 
 Nothing here knows of a module, a data set or a trainer. All logarithms are natural, so log-likelihoods are in nats.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_genmodels.errors import ImageError
+from lightning_genmodels.errors import ImageError, OptionError
 
 Noise = torch.Generator | Sequence[torch.Generator] | None
 """Where random numbers come from: one generator for a whole batch, one generator *per image* of the batch (then the
@@ -159,3 +159,167 @@ def check_images(x: Tensor, event_shape: Sequence[int], *, values: bool = True) 
 def resize_area(images: Tensor, size: int) -> Tensor:
     """Resizes (N, 1, H, W) images in [0, 1] to (N, 1, size, size) by area averaging; float32."""
     return F.interpolate(images.float(), size=(size, size), mode="area")
+
+
+# Pixel orders: which pixel is drawn first, second, ... A factorization of p(x) by the chain rule needs one.
+
+_SYMMETRIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mirror": lambda grid: grid.flip(1),
+    "flip": lambda grid: grid.flip(0),
+    "rot180": lambda grid: grid.flip(0, 1),
+    "transpose": lambda grid: grid.T,
+    "rot90": lambda grid: grid.T.flip(0),
+    "rot270": lambda grid: grid.T.flip(1),
+    "antitranspose": lambda grid: grid.flip(0, 1).T,
+}
+
+RASTER_ORDERS = ("raster", *(f"raster_{symmetry}" for symmetry in _SYMMETRIES))
+"""The eight symmetries of the raster order, which are the orders of convolutional and recurrent networks."""
+
+
+def pixel_order(name: str, height: int, width: int, *, seed: int = 0) -> Tensor:  # (H * W,)
+    """An order of the pixels of an image.
+
+    Args:
+        name: ``raster`` (row by row from the top left), ``snake`` (every second row backwards), ``spiral`` (clockwise
+            from the top left inwards), ``spiral_out`` (its reverse), ``hilbert`` (a curve that fills square after
+            square, generalized to rectangles), ``random``; each but the last also followed by a symmetry of the
+            image: ``raster_flip`` starts at the bottom left, ``raster_transpose`` goes column by column. The
+            symmetries are mirror (left to right), flip (upside down), rot90, rot180, rot270, transpose, antitranspose.
+        height: H.
+        width: W.
+        seed: Seed of a random order.
+
+    Returns:
+        (H * W,) int64 on the CPU: entry i is the row-major index of the i-th pixel. A permutation.
+
+    Raises:
+        OptionError: No order has this name.
+    """
+    if name == "random":
+        generator = torch.Generator(device="cpu").manual_seed(derive_seed("pixel order", seed))
+        return torch.randperm(height * width, generator=generator, device="cpu")
+    curve, _, symmetry = (name, "", "") if name in _CURVES else name.rpartition("_")
+    if curve not in _CURVES or (symmetry and symmetry not in _SYMMETRIES):
+        raise OptionError(
+            f"unknown pixel order {name!r}; there are random, {', '.join(_CURVES)}, the last five also followed by "
+            f"_{', _'.join(_SYMMETRIES)}"
+        )
+    grid = torch.arange(height * width, device="cpu").view(height, width)
+    grid = _SYMMETRIES[symmetry](grid) if symmetry else grid
+    return grid.flatten()[torch.tensor(_CURVES[curve](*grid.shape), device="cpu")]
+
+
+def _raster(height: int, width: int) -> list[int]:
+    return list(range(height * width))
+
+
+def _snake(height: int, width: int) -> list[int]:
+    rows = [range(row * width, (row + 1) * width) for row in range(height)]
+    return [index for row, indices in enumerate(rows) for index in (reversed(indices) if row % 2 else indices)]
+
+
+def _spiral(height: int, width: int) -> list[int]:
+    rows = [list(range(row * width, (row + 1) * width)) for row in range(height)]
+    order: list[int] = []
+    while rows:
+        order += rows[0]
+        # The rest turned by a quarter to the left: its last column is the next row to walk along.
+        rows = [list(column) for column in zip(*rows[1:], strict=True)][::-1]
+    return order
+
+
+def _spiral_out(height: int, width: int) -> list[int]:
+    return _spiral(height, width)[::-1]
+
+
+def _hilbert(height: int, width: int) -> list[int]:
+    """A Hilbert-like curve over any rectangle: neighbours in the order are neighbours in the image.
+
+    A block is spanned by two vectors (complex numbers) from its starting corner: the curve goes through it along
+    ``long`` and bulges along ``wide``. A block that is too long is cut across; any other into three: up, across, and
+    back down. Even halves keep the pieces connected; odd sizes may cost one diagonal step.
+    """
+
+    def walk(start: complex, long: complex, wide: complex) -> list[complex]:
+        length, breadth = round(abs(long)), round(abs(wide))
+        along, aside = long / length, wide / breadth
+        if breadth == 1:
+            return [start + step * along for step in range(length)]
+        if length == 1:
+            return [start + step * aside for step in range(breadth)]
+        if 2 * length > 3 * breadth:
+            half = _even_half(length) * along
+            return walk(start, half, wide) + walk(start + half, long - half, wide)
+        up, half = _even_half(breadth) * aside, length // 2 * along
+        return (
+            walk(start, up, half)
+            + walk(start + up, long, wide - up)
+            + walk(start + (long - along) + (up - aside), -up, half - long)
+        )
+
+    long, wide = (complex(width, 0), complex(0, height)) if width >= height else (complex(0, height), complex(width, 0))
+    return [round(at.imag) * width + round(at.real) for at in walk(0j, long, wide)]
+
+
+def _even_half(length: int) -> int:
+    """About half of a length: even if it can be."""
+    half = length // 2
+    return half + 1 if half % 2 and length > 2 else half
+
+
+_CURVES: dict[str, Callable[[int, int], list[int]]] = {
+    "raster": _raster,
+    "snake": _snake,
+    "spiral": _spiral,
+    "spiral_out": _spiral_out,
+    "hilbert": _hilbert,
+}
+
+
+def autoregressive_mask(outputs: Tensor, inputs: Tensor, *, strict: bool = False) -> Tensor:  # (O, I)
+    """Which input a unit may see, so that pixel i depends on earlier pixels alone (Germain et al. 2015, eq. 8 and 9).
+
+    Args:
+        outputs: (O,) degrees of the units that are computed. A hidden unit of degree d may depend on the first d
+            pixels; the degree of a pixel is its position in the order, from 1.
+        inputs: (I,) degrees of the units they are computed from.
+        strict: For outputs that are conditionals of pixels, which must not see the pixel itself.
+
+    Returns:
+        (O, I) bool, to be used as the mask of a weight matrix.
+    """
+    return inputs < outputs.unsqueeze(1) if strict else inputs <= outputs.unsqueeze(1)
+
+
+def draw_pixel(logits: Tensor, uniforms: Tensor, x: Tensor, observed: Tensor) -> Tensor:
+    """A pixel, observed or drawn: ``x`` where ``observed``, elsewhere 1 with probability ``sigmoid(logits)``.
+
+    All arguments are (N,); a ``uniforms`` below the probability makes a 1, so the same numbers draw the same pixels.
+    """
+    return torch.where(observed, x, (uniforms < torch.sigmoid(logits)).to(x))
+
+
+def fill_in_order(
+    conditional_logits: Callable[[Tensor], Tensor], order: Tensor, x: Tensor, observed: Tensor, uniforms: Tensor
+) -> Tensor:  # (N, 1, H, W)
+    """Ancestral sampling by its definition: one full evaluation of all conditionals for every pixel.
+
+    It is slow, works for every autoregressive model, and is what every faster sampler must agree with.
+
+    Args:
+        conditional_logits: Maps images (N, 1, H, W) to the logits of all conditionals, of the same shape.
+        order: (n,) indices of the pixels, first to last.
+        x: (N, 1, H, W) images, of which the observed pixels are kept.
+        observed: (N, 1, H, W) bool.
+        uniforms: (N, n) in [0, 1); column i draws the i-th pixel of the order.
+
+    Returns:
+        (N, 1, H, W) images in {0, 1} of the type of ``x``.
+    """
+    x = torch.where(observed, x, torch.zeros_like(x))
+    pixels, known = x.flatten(1), observed.flatten(1)  # (N, n), pixels is a view of x
+    for step, pixel in enumerate(order.tolist()):
+        logits = conditional_logits(x).flatten(1)[:, pixel]
+        pixels[:, pixel] = draw_pixel(logits, uniforms[:, step], pixels[:, pixel], known[:, pixel])
+    return x

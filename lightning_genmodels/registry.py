@@ -22,6 +22,11 @@ ENTRY_POINT_GROUP = "lightning_genmodels.models"
 
 MODELS = {
     "bernoulli": "lightning_genmodels.models.bernoulli:Bernoulli",
+    "eonade": "lightning_genmodels.models.eonade:EoNADE",
+    "fvbn": "lightning_genmodels.models.fvbn:FVBN",
+    "made": "lightning_genmodels.models.made:MADE",
+    "markov": "lightning_genmodels.models.markov:Markov",
+    "nade": "lightning_genmodels.models.nade:NADE",
     "vae": "lightning_genmodels.models.vae:VAE",
 }
 """This package's models; the names are those of papers and lectures."""

@@ -7,11 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_genmodels.models.bernoulli import Bernoulli
+    from lightning_genmodels.models.eonade import EoNADE
+    from lightning_genmodels.models.fvbn import FVBN
+    from lightning_genmodels.models.made import MADE
+    from lightning_genmodels.models.markov import Markov
+    from lightning_genmodels.models.nade import NADE
     from lightning_genmodels.models.vae import VAE
 
-__all__ = ["VAE", "Bernoulli"]
+__all__ = ["FVBN", "MADE", "NADE", "VAE", "Bernoulli", "EoNADE", "Markov"]
 
-_MODULES = {"Bernoulli": "bernoulli", "VAE": "vae"}
+_MODULES = {
+    "Bernoulli": "bernoulli",
+    "EoNADE": "eonade",
+    "FVBN": "fvbn",
+    "MADE": "made",
+    "Markov": "markov",
+    "NADE": "nade",
+    "VAE": "vae",
+}
 
 
 def __getattr__(name: str) -> Any:
