@@ -22,8 +22,10 @@ ENTRY_POINT_GROUP = "lightning_genmodels.models"
 
 MODELS = {
     "bernoulli": "lightning_genmodels.models.bernoulli:Bernoulli",
+    "chain_rule_table": "lightning_genmodels.models.chain_rule_table:ChainRuleTable",
     "eonade": "lightning_genmodels.models.eonade:EoNADE",
     "fvbn": "lightning_genmodels.models.fvbn:FVBN",
+    "joint_table": "lightning_genmodels.models.joint_table:JointTable",
     "made": "lightning_genmodels.models.made:MADE",
     "markov": "lightning_genmodels.models.markov:Markov",
     "nade": "lightning_genmodels.models.nade:NADE",

@@ -7,19 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_genmodels.models.bernoulli import Bernoulli
+    from lightning_genmodels.models.chain_rule_table import ChainRuleTable
     from lightning_genmodels.models.eonade import EoNADE
     from lightning_genmodels.models.fvbn import FVBN
+    from lightning_genmodels.models.joint_table import JointTable
     from lightning_genmodels.models.made import MADE
     from lightning_genmodels.models.markov import Markov
     from lightning_genmodels.models.nade import NADE
     from lightning_genmodels.models.vae import VAE
 
-__all__ = ["FVBN", "MADE", "NADE", "VAE", "Bernoulli", "EoNADE", "Markov"]
+__all__ = ["FVBN", "MADE", "NADE", "VAE", "Bernoulli", "ChainRuleTable", "EoNADE", "JointTable", "Markov"]
 
 _MODULES = {
     "Bernoulli": "bernoulli",
+    "ChainRuleTable": "chain_rule_table",
     "EoNADE": "eonade",
     "FVBN": "fvbn",
+    "JointTable": "joint_table",
     "MADE": "made",
     "Markov": "markov",
     "NADE": "nade",
