@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         TabularModel,
     )
     from lightning_genmodels.data import BinarizedMNISTDataModule
+    from lightning_genmodels.divergence import kl_divergence
     from lightning_genmodels.hub import load
     from lightning_genmodels.registry import list_models
     from lightning_genmodels.weights import Weights, list_weights
@@ -40,6 +41,7 @@ __all__ = [
     "TabularModel",
     "Weights",
     "__version__",
+    "kl_divergence",
     "list_models",
     "list_weights",
     "load",
@@ -55,6 +57,7 @@ _HOMES = {
     "OrderMixture": "base",
     "TabularModel": "base",
     "Weights": "weights",
+    "kl_divergence": "divergence",
     "list_models": "registry",
     "list_weights": "weights",
     "load": "hub",

@@ -337,8 +337,8 @@ class TabularModel(ExplicitModel, ABC):
     and more of them change nothing but, for dynamic binarization, the draw.
     """
 
-    def __init__(self, event_shape: Sequence[int] = (1, 28, 28), **order: Any) -> None:
-        super().__init__(event_shape, **order)  # a tabular model that is autoregressive, too, has an order
+    def __init__(self, event_shape: Sequence[int] = (1, 28, 28), **options: Any) -> None:
+        super().__init__(event_shape, **options)  # a tabular model that is autoregressive, too, has an order
         self.automatic_optimization = False
         self._counts: Tensor | None = None
         self._counted_epoch = -1
@@ -762,11 +762,13 @@ def _checked_observed(model: GenerativeModel, x: Tensor, observed: Tensor) -> tu
 
 
 def _not_saved(cls: type[GenerativeModel]) -> list[str]:
-    """Arguments of :class:`GenerativeModel` that are no hyper-parameters of a class: those its constructor lacks."""
+    """Arguments of base classes that are no hyper-parameters of a class: those its own constructor lacks."""
     parameters = inspect.signature(cls).parameters
     takes_options = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    lacking = [name for name in TrainingOptions.__annotations__ if name not in parameters and not takes_options]
-    return ["init_from", *lacking]
+    own = {*parameters, *(TrainingOptions.__annotations__ if takes_options else ())}
+    bases = [base for base in cls.__mro__ if issubclass(base, GenerativeModel)]
+    inherited = {name for base in bases for name in inspect.signature(base).parameters}
+    return ["init_from", *sorted(inherited - own)]
 
 
 def _chunk_sizes(total: int, chunk: int) -> Iterator[int]:

@@ -17,13 +17,19 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from lightning_genmodels import __version__, callbacks, evaluation, hub, tracking
-from lightning_genmodels.base import ExplicitModel, GenerativeModel, LatentVariableModel
+from lightning_genmodels.base import (
+    AutoregressiveModel,
+    ExplicitModel,
+    GenerativeModel,
+    LatentVariableModel,
+    OrderMixture,
+)
 from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.data.datamodule import Split
 from lightning_genmodels.errors import GenmodelsError, OptionError, WeightsError
 from lightning_genmodels.files import write_atomically
 from lightning_genmodels.hub import verify as checks
-from lightning_genmodels.images import read_images, write_array, write_images
+from lightning_genmodels.images import read_images, read_mask, write_array, write_images
 from lightning_genmodels.registry import list_models, model_class, model_name
 from lightning_genmodels.weights import registry
 
@@ -193,6 +199,29 @@ def encode(name: str, images: Path, out: Path) -> None:
     print(f"{len(codes)} codes of {codes.shape[1]} numbers: {out.with_suffix('.npy')}")
 
 
+def complete(name: str, images: Path, observed: str = "top", out: Path | None = None, seed: int = 0) -> None:
+    """Draws what is missing from images, given the rest, with a model that has a pixel order.
+
+    The draw is exact where the observed pixels come first in the order, and else ignores what is observed later.
+
+    Args:
+        name: Model, weight, folder, checkpoint, or owner/repo on the Hub.
+        images: A .npy or .png file of binary images.
+        observed: The half that is kept: top, bottom, left or right; or a .npy file with a mask (H, W), or one per
+            image (N, H, W), non-zero where a pixel is observed.
+        out: A .png file for a grid, or a .npy file. Default: NAME_completed.png.
+        seed: Seed of the draw.
+    """
+    model = hub.load(name)
+    if not isinstance(model, AutoregressiveModel | OrderMixture):
+        raise OptionError(f"a {type(model).__name__} has no pixel order to complete images in; take one that has: nade")
+    x = read_images(images, model.event_shape)
+    mask = read_mask(observed, model.event_shape)
+    out = out or Path(f"{Path(name).name}_completed.png")
+    write_images(out, model.complete(x, mask, generator=torch.Generator().manual_seed(seed)))
+    print(f"{len(x)} images completed by {name}: {out}")
+
+
 def evaluate(
     name: str,
     data: BinarizedMNISTDataModule,
@@ -297,6 +326,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample,
     "score": score,
     "encode": encode,
+    "complete": complete,
     "evaluate": evaluate,
     "export": export,
     "verify": verify,

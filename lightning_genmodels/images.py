@@ -72,6 +72,47 @@ def write_array(path: Path, values: Tensor) -> None:
     write_atomically(path, buffer.getvalue())
 
 
+def read_mask(observed: str, event_shape: tuple[int, int, int]) -> Tensor:
+    """A mask of observed pixels.
+
+    Args:
+        observed: ``top``, ``bottom``, ``left`` or ``right`` half (the smaller one, of an odd size), or a ``.npy`` file
+            with (H, W), (N, H, W) or (N, 1, H, W) numbers, non-zero where a pixel is observed.
+        event_shape: (1, H, W) of the images.
+
+    Returns:
+        (1, H, W) or (N, 1, H, W) bool.
+
+    Raises:
+        ImageError: No such half and no such file, or another shape.
+    """
+    _, height, width = event_shape
+    mask = torch.zeros(event_shape, dtype=torch.bool)
+    half_height, half_width = height // 2, width // 2
+    halves = {
+        "top": mask[:, :half_height],
+        "bottom": mask[:, height - half_height :],
+        "left": mask[:, :, :half_width],
+        "right": mask[:, :, width - half_width :],
+    }
+    if observed in halves:
+        halves[observed].fill_(True)
+        return mask
+    if not observed.endswith(".npy"):
+        raise ImageError(f"expected {', '.join(halves)} or a .npy file with a mask of observed pixels, got {observed}")
+    try:
+        array = np.load(observed, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ImageError(f"cannot read a mask from {observed}: {error}") from error
+    if array.dtype.kind not in "biuf" or array.shape[-2:] != (height, width) or array.ndim > 4:
+        raise ImageError(
+            f"{observed}: expected a mask of shape ({height}, {width}), or one per image, got numbers of type "
+            f"{array.dtype} and shape {array.shape}"
+        )
+    found = torch.from_numpy(array != 0)
+    return found.unsqueeze(-3) if found.ndim < 4 else found
+
+
 def read_images(path: Path, event_shape: tuple[int, int, int]) -> Tensor:
     """Reads binary images for a model.
 
