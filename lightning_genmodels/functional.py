@@ -199,14 +199,14 @@ def pixel_order(name: str, height: int, width: int, *, seed: int = 0) -> Tensor:
     if name == "random":
         generator = torch.Generator(device="cpu").manual_seed(derive_seed("pixel order", seed))
         return torch.randperm(height * width, generator=generator, device="cpu")
-    curve, _, symmetry = (name, "", "") if name in _CURVES else name.rpartition("_")
-    if curve not in _CURVES or (symmetry and symmetry not in _SYMMETRIES):
+    curve, _, symmetry = (name, "", None) if name in _CURVES else name.rpartition("_")
+    if curve not in _CURVES or (symmetry is not None and symmetry not in _SYMMETRIES):
         raise OptionError(
             f"unknown pixel order {name!r}; there are random, {', '.join(_CURVES)}, the last five also followed by "
             f"_{', _'.join(_SYMMETRIES)}"
         )
     grid = torch.arange(height * width, device="cpu").view(height, width)
-    grid = _SYMMETRIES[symmetry](grid) if symmetry else grid
+    grid = grid if symmetry is None else _SYMMETRIES[symmetry](grid)
     return grid.flatten()[torch.tensor(_CURVES[curve](*grid.shape), device="cpu")]
 
 
