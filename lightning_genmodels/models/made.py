@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base import OrderMixture, TrainingOptions
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import autoregressive_mask, derive_seed, draw_pixel
+from lightning_genmodels.functional import autoregressive_mask, bernoulli_log_prob, derive_seed, draw_pixel
 from lightning_genmodels.nn.masked import MaskedLinear
 
 
@@ -76,7 +76,7 @@ class MADE(OrderMixture):
     def training_loss(self, x: Tensor) -> Tensor:
         """Mean negative log-likelihood in nats per image under one of the orders, drawn anew in every step."""
         logits = self.conditional_logits(x, int(torch.randint(len(self.pixel_orders), ())))
-        return F.binary_cross_entropy_with_logits(logits.float(), x, reduction="sum") / len(x)
+        return -bernoulli_log_prob(logits, x).mean()
 
     def conditional_logits(self, x: Tensor, index: int) -> Tensor:
         """Log-odds of p(x_i = 1 | x_<i) in order ``index``, (B, 1, H, W), of binary images of that shape."""

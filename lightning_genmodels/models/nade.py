@@ -54,8 +54,9 @@ class NADE(AutoregressiveModel):
         self.V = nn.Parameter(torch.empty(pixels, hidden_size))
         self.b = nn.Parameter(torch.zeros(pixels))
         self.c = nn.Parameter(torch.zeros(hidden_size))
-        for weight in (self.W, self.V):
-            nn.init.uniform_(weight, -1 / math.sqrt(pixels), 1 / math.sqrt(pixels))
+        # Few pixels of an image are 1: smaller weights into the hidden layer would leave its sigmoids all but linear.
+        nn.init.normal_(self.W, std=0.1)
+        nn.init.normal_(self.V, std=1 / hidden_size)
 
     def conditional_logits(self, x: Tensor) -> Tensor:
         """Log-odds of p(x_i = 1 | x_<i), (B, 1, H, W), of binary images of that shape."""
