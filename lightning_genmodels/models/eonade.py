@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base import OrderMixture, TrainingOptions
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import draw_pixel
+from lightning_genmodels.functional import at_least_float32, draw_pixel
 
 _BLOCK = 28  # pixels whose conditionals are computed at once: it bounds memory
 
@@ -79,7 +79,7 @@ class EoNADE(OrderMixture):
         ranks = torch.rand(pixels.shape, device=x.device)
         seen = ranks < ranks.sort(dim=1).values.gather(1, num_seen)  # (B, n), m_{o<d}: the d - 1 lowest are seen
         a = (pixels * seen) @ self.W + seen.to(pixels) @ self.U + self.c
-        logits = F.linear(self._last_hidden(a), self.V, self.b).float()
+        logits = at_least_float32(F.linear(self._last_hidden(a), self.V, self.b))
         errors = F.binary_cross_entropy_with_logits(logits, pixels.to(logits), reduction="none")
         return ((errors * ~seen).sum(1, keepdim=True) * (n / (n - num_seen))).mean()
 
