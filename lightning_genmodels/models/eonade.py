@@ -70,18 +70,20 @@ class EoNADE(OrderMixture):
             nn.init.uniform_(weight, -1 / math.sqrt(pixels), 1 / math.sqrt(pixels))
 
     def training_loss(self, x: Tensor) -> Tensor:
-        """Unbiased estimate of the negative log-likelihood in nats per image, a mean over all n! orders (eq. 9): with d
-        drawn from 1 to n, n / (n - d + 1) times the cross-entropy of the n - d + 1 pixels that are missing.
+        """Unbiased estimate of the negative log-likelihood in nats per image, a mean over all n! orders (eq. 9): the
+        cross-entropy of the n - d + 1 pixels that are missing, times n / (n - d + 1), with d drawn from 1 to n.
         """
         pixels = x.flatten(1)
         n = pixels.shape[1]
-        num_seen = torch.randint(n, (len(x), 1), device=x.device)  # d - 1
-        ranks = torch.rand(pixels.shape, device=x.device)
-        seen = ranks < ranks.sort(dim=1).values.gather(1, num_seen)  # (B, n), m_{o<d}: the d - 1 lowest are seen
+        # If each pixel is seen at a rate that is itself uniform, any number of seen pixels from 0 to n is as likely as
+        # any other: d without sorting random numbers. Once in n + 1 times nothing is missing, hence n + 1 below.
+        rate = torch.rand((len(x), 1), device=x.device)
+        seen = torch.rand(pixels.shape, device=x.device) < rate  # (B, n), m_{o<d}
+        missing = (~seen).to(pixels)
         a = (pixels * seen) @ self.W + seen.to(pixels) @ self.U + self.c
-        logits = at_least_float32(F.linear(self._last_hidden(a), self.V, self.b))
-        errors = F.binary_cross_entropy_with_logits(logits, pixels.to(logits), reduction="none")
-        return ((errors * ~seen).sum(1, keepdim=True) * (n / (n - num_seen))).mean()
+        logits = F.linear(self._last_hidden(a), self.V, self.b)
+        errors = F.softplus(at_least_float32((1.0 - 2.0 * pixels) * logits))  # -log p(x_i | ...)
+        return ((errors * missing).sum(1) * ((n + 1) / missing.sum(1).clamp(min=1))).mean()
 
     def conditional_logits(self, x: Tensor, index: int) -> Tensor:
         """Log-odds of p(x_i = 1 | x_<i) in order ``index``, (B, 1, H, W), of binary images of that shape."""
