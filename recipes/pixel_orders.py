@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("pixel_orders.png"))
     args = parser.parse_args()
     if args.options is None:
-        args.options = {"learning_rate": 0.01, "weight_decay": 0.1} if args.model == "fvbn" else {}
+        args.options = {"learning_rate": 0.01, "l2": 1e-4} if args.model == "fvbn" else {}
     data = BinarizedMNISTDataModule(args.root, args.source)
     found = {}
     print(
