@@ -60,6 +60,7 @@ def test_the_numbers_of_parameters_of_the_lecture() -> None:
     assert Bernoulli().num_free_parameters == 784
     assert Markov().num_free_parameters == 2 * 784 - 1
     assert Markov(memory=3).num_free_parameters == 1 + 2 + 4 + 781 * 8
+    assert Markov((1, 4, 4)).num_free_parameters == 31
     assert JointTable((1, 4, 4)).num_free_parameters == ChainRuleTable((1, 4, 4)).num_free_parameters == 2**16 - 1
 
 
