@@ -41,6 +41,19 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor, event_dims: int = 3) -> Tensor
     return F.logsigmoid((2.0 * x - 1.0).to(logits.dtype) * logits).flatten(start_dim=-event_dims).sum(dim=-1)
 
 
+def mean_logits(images: Tensor) -> Tensor:
+    """Log-odds of a pixel being 1, with add-one smoothing, since some pixels of digits are never on.
+
+    Args:
+        images: (N, 1, H, W) in {0, 1}, of any type.
+
+    Returns:
+        (n,) float64: where the biases of a model's outputs best start, so that it need not learn the mean image.
+    """
+    ones = images.sum(dim=0, dtype=torch.float64).flatten()
+    return torch.log(ones + 1) - torch.log(len(images) - ones + 1)
+
+
 def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
     """``log(mean(exp(values)))`` along ``dim``, stable for very negative log-probabilities."""
     return torch.logsumexp(values, dim=dim) - math.log(values.shape[dim])

@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base import OrderMixture, TrainingOptions
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import at_least_float32, draw_pixel, uniform
+from lightning_genmodels.functional import at_least_float32, draw_pixel, mean_logits, uniform
 
 _BLOCK = 28  # pixels whose conditionals are computed at once: it bounds memory
 
@@ -68,6 +68,11 @@ class EoNADE(OrderMixture):
         self.b = nn.Parameter(torch.zeros(pixels))
         for weight in (self.W, self.U, self.V):
             nn.init.uniform_(weight, -1 / math.sqrt(pixels), 1 / math.sqrt(pixels))
+
+    @torch.no_grad()
+    def initialize(self, images: Tensor) -> None:
+        """Starts at the mean image."""
+        self.b.copy_(mean_logits(images))
 
     def training_loss(self, x: Tensor) -> Tensor:
         """Unbiased estimate of the negative log-likelihood in nats per image, a mean over all n! orders (eq. 9)."""

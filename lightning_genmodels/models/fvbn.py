@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base import AutoregressiveModel, TrainingOptions
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import autoregressive_mask, draw_pixel
+from lightning_genmodels.functional import autoregressive_mask, draw_pixel, mean_logits
 
 
 class FVBN(AutoregressiveModel):
@@ -57,6 +57,11 @@ class FVBN(AutoregressiveModel):
         self.bias = nn.Parameter(torch.zeros(pixels))
         position = self.pixel_order.argsort()
         self.register_buffer("mask", autoregressive_mask(position, position, strict=True), persistent=False)
+
+    @torch.no_grad()
+    def initialize(self, images: Tensor) -> None:
+        """Starts at the mean image."""
+        self.bias.copy_(mean_logits(images))
 
     def training_loss(self, x: Tensor) -> Tensor:
         """Mean negative log-likelihood in nats per image, and the penalty."""

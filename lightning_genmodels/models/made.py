@@ -1,7 +1,7 @@
 """The masked autoencoder for distribution estimation (Germain, Gregor, Murray and Larochelle 2015, "MADE").
 
 The paper's notation: m^l(k) is the degree of unit k of layer l, the number of pixels it may depend on; W^l are the
-weights into layer l, V those into the outputs, A the direct ones from inputs to outputs.
+weights into layer l, V those into the outputs, A the direct ones from inputs to outputs, c the outputs' biases.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base import OrderMixture, TrainingOptions
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import autoregressive_mask, bernoulli_log_prob, derive_seed, draw_pixel
+from lightning_genmodels.functional import autoregressive_mask, bernoulli_log_prob, derive_seed, draw_pixel, mean_logits
 from lightning_genmodels.nn.masked import MaskedLinear
 
 
@@ -67,11 +67,17 @@ class MADE(OrderMixture):
         self.dropout = dropout
         sizes = itertools.pairwise([pixels, *hidden_sizes])
         self.hidden = nn.ModuleList(MaskedLinear(inputs, outputs) for inputs, outputs in sizes)  # W
-        self.output = MaskedLinear(hidden_sizes[-1], pixels)  # V
+        self.output = MaskedLinear(hidden_sizes[-1], pixels, bias=False)  # V
+        self.c = nn.Parameter(torch.zeros(pixels))
         self.direct = MaskedLinear(pixels, pixels, bias=False)  # A
         nn.init.zeros_(self.direct.weight)
         degrees = [_hidden_degrees(self.hidden_sizes, pixels, derive_seed(order_seed + m)) for m in range(num_orders)]
         self.register_buffer("degrees", torch.stack(degrees), persistent=False)  # (M, all hidden units)
+
+    @torch.no_grad()
+    def initialize(self, images: Tensor) -> None:
+        """Starts at the mean image."""
+        self.c.copy_(mean_logits(images))
 
     def training_loss(self, x: Tensor) -> Tensor:
         """Mean negative log-likelihood in nats per image under one of the orders, drawn anew in every step."""
@@ -85,7 +91,7 @@ class MADE(OrderMixture):
         for layer, degrees in zip(self.hidden, self.degrees[index].split(self.hidden_sizes), strict=True):
             hidden = F.relu(layer(hidden, autoregressive_mask(degrees, inputs)))
             hidden, inputs = F.dropout(hidden, self.dropout, self.training), degrees
-        logits: Tensor = self.output(hidden, autoregressive_mask(pixels, inputs, strict=True))
+        logits: Tensor = self.c + self.output(hidden, autoregressive_mask(pixels, inputs, strict=True))
         logits = logits + self.direct(x.flatten(1), autoregressive_mask(pixels, pixels, strict=True))
         return logits.view_as(x)
 
@@ -114,8 +120,8 @@ class MADE(OrderMixture):
         parameters = list(self.hidden.parameters())  # weight and bias of the first layer, of the second, ...
         weights = [w[rows][:, inputs] for w, rows, inputs in zip(parameters[::2], by_degree, columns, strict=False)]
         biases = [b[rows] for b, rows in zip(parameters[1::2], by_degree, strict=True)]
-        output, bias = (p[order] for p in self.output.parameters())
-        output, direct = output[:, columns[-1]], self.direct.weight[order][:, order]
+        bias = self.c[order]
+        output, direct = self.output.weight[order][:, columns[-1]], self.direct.weight[order][:, order]
         hidden = [pixels.new_zeros((len(x), size)) for size in self.hidden_sizes]
         for i in range(len(order)):
             below, seen = pixels, i

@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base import AutoregressiveModel, TrainingOptions
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import draw_pixel
+from lightning_genmodels.functional import draw_pixel, mean_logits
 
 
 class NADE(AutoregressiveModel):
@@ -57,6 +57,11 @@ class NADE(AutoregressiveModel):
         # Few pixels of an image are 1: smaller weights into the hidden layer would leave its sigmoids all but linear.
         nn.init.normal_(self.W, std=0.1)
         nn.init.normal_(self.V, std=1 / hidden_size)
+
+    @torch.no_grad()
+    def initialize(self, images: Tensor) -> None:
+        """Starts at the mean image."""
+        self.b.copy_(mean_logits(images))
 
     def conditional_logits(self, x: Tensor) -> Tensor:
         """Log-odds of p(x_i = 1 | x_<i), (B, 1, H, W), of binary images of that shape."""
