@@ -14,7 +14,7 @@ from lightning_genmodels.base import AutoregressiveModel, ExplicitModel, OrderMi
 from lightning_genmodels.divergence import all_images
 from lightning_genmodels.errors import ImageError, OptionError
 from lightning_genmodels.functional import fill_in_order, log_mean_exp
-from lightning_genmodels.models import FVBN, MADE, NADE, ChainRuleTable, EoNADE, Markov
+from lightning_genmodels.models import FVBN, MADE, NADE, Bernoulli, ChainRuleTable, EoNADE, Markov
 from lightning_genmodels.models.nade import nade_logits
 
 SHAPE = (1, 2, 3)
@@ -268,6 +268,21 @@ def test_the_loss_of_eonade_estimates_the_mean_over_all_orders() -> None:
     with torch.no_grad():
         losses = torch.stack([model.training_loss(x.expand(1000, -1, -1, -1)) for _ in range(50)])
     assert abs(losses.mean().item() - exact) < 4 * losses.std().item() / math.sqrt(50)
+
+
+@pytest.mark.parametrize("model", [FVBN(SHAPE), NADE(SHAPE, 4), MADE(SHAPE, (9,)), EoNADE(SHAPE, (5,), num_orders=2)])
+def test_training_starts_at_the_mean_image(model: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = (torch.rand((500, *SHAPE), generator=generator) < torch.linspace(0, 0.9, 6).view(SHAPE)).to(torch.uint8)
+    before = -model.log_prob(images).mean()
+    model.initialize(images)
+    independent = Bernoulli(SHAPE)
+    independent.fit_statistics(independent.statistics(images))
+    floor = -independent.log_prob(images).mean()
+    after = -model.log_prob(images).mean()
+    assert after < before
+    if isinstance(model, FVBN):  # its weights start at zero
+        torch.testing.assert_close(after, floor)
 
 
 @pytest.mark.parametrize("name", [*IN_ONE_ORDER, *MIXTURES])
