@@ -45,11 +45,15 @@ def kl_divergence(
         estimate may be negative, the divergence is not. Two of ``torch.distributions`` give one value per batch entry.
 
     Raises:
-        OptionError: Images of two shapes, a model and no model, or fewer than two samples.
-        NotImplementedError: PyTorch knows no closed form for these two of its distributions.
+        OptionError: Images of two shapes, a model and no model, fewer than two samples, or two of PyTorch's
+            distributions of whose divergence it knows no closed form.
     """
     if isinstance(p, Distribution) and isinstance(q, Distribution):
-        value = closed_form(p, q).double()
+        try:
+            value = closed_form(p, q).double()
+        except NotImplementedError as error:
+            names = f"{type(p).__name__} and {type(q).__name__}"
+            raise OptionError(f"PyTorch knows no closed form of the divergence between {names}") from error
         return Estimate(value, torch.zeros_like(value))
     if not isinstance(p, ExplicitModel) or not isinstance(q, ExplicitModel):
         raise OptionError(

@@ -82,6 +82,8 @@ def test_distributions_over_other_images_and_models_without_density_are_refused(
         kl_divergence(Bernoulli((1, 2, 2)), Bernoulli((1, 2, 3)))
     with pytest.raises(OptionError, match="explicit models"):
         kl_divergence(VAE(**VAE.small), Bernoulli((1, 2, 2)))  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="no closed form"):
+        kl_divergence(D.Cauchy(0.0, 1.0), D.Poisson(1.0))
     with pytest.raises(OptionError, match="num_samples"):
         kl_divergence(Bernoulli(), Bernoulli(), num_samples=1)
     with pytest.raises(OptionError, match="too many"):
