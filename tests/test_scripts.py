@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from lightning_genmodels.weights import registry
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -30,3 +33,14 @@ def test_demo_improves_the_bound_and_draws_a_grid(run_folder: Path) -> None:
 def test_loader_benchmark_prints_ratios(data_root: Path, run_folder: Path) -> None:
     printed = run("benchmark.py", "data", cwd=run_folder)
     assert len(re.findall(r"[\d.]+ times faster", printed)) == 2
+
+
+def test_figures_in_the_readme_are_those_of_the_weights() -> None:
+    spec = importlib.util.spec_from_file_location("tables", RECIPES / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    text = tables.README.read_text(encoding="utf-8")
+    assert tables.updated(text) == text, "run python recipes/tables.py"
+    assert all(f"`{name}`" in text for name in registry())

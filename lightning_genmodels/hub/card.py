@@ -111,8 +111,7 @@ def _figures(weights: Weights) -> str:
     )
     published = STATIC.get(weights.model) if weights.binarization == "static" else None
     if published is not None:
-        note = f"; {published.note}" if published.note else ""
-        text += f"\n\nPublished: {published.value:.2f} ({published.estimator}; {published.source}{note})."
+        text += f"\n\nPublished: {published.value:.2f} ({published.estimator}; {published.source})."
     return text
 
 

@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base import LatentVariableModel, TrainingOptions
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import Noise, at_least_float32, bernoulli_log_prob, standard_normal
+from lightning_genmodels.functional import Noise, at_least_float32, bernoulli_log_prob, mean_logits, standard_normal
 
 
 class VAE(LatentVariableModel):
@@ -65,14 +65,12 @@ class VAE(LatentVariableModel):
 
     @torch.no_grad()
     def initialize(self, images: Tensor) -> None:
-        """Starts the decoder at the mean image, as Burda et al. do: with add-one smoothing, since some pixels are never
-        on. Latent variables then need not model the mean, and fewer of them are pruned.
+        """Starts the decoder at the mean image, as Burda et al. do. Latent variables then need not model the mean, and
+        fewer of them are pruned.
         """
-        ones = images.sum(dim=0, dtype=torch.float64).flatten()
-        bias = torch.log(ones + 1) - torch.log(len(images) - ones + 1)
         output = self.decoder[-1]
         assert isinstance(output, nn.Linear)
-        output.bias.copy_(bias)
+        output.bias.copy_(mean_logits(images))
 
     @property
     def num_particles(self) -> int:
