@@ -25,7 +25,8 @@ def test_demo_improves_the_bound_and_draws_a_grid(run_folder: Path) -> None:
     printed = run("demo.py", "--seconds=4", cwd=run_folder)
     before, after = (float(value) for value in re.findall(r"training: +([\d.]+) \+-", printed))
     assert after < before - 100
-    assert (run_folder / "demo" / "samples.png").stat().st_size > 500
+    for name in ("samples.png", "trained_vae.png"):
+        assert (run_folder / "demo" / name).stat().st_size > 500
 
 
 @pytest.mark.slow
