@@ -19,7 +19,6 @@ from lightning_genmodels.evaluation import evaluate
 from lightning_genmodels.images import write_images
 from lightning_genmodels.models import VAE
 
-
 ROOT = Path(__file__).parent.parent
 
 
