@@ -170,6 +170,25 @@ def test_counts_add_up_over_batches(name: str) -> None:
     assert trained > model_class(name)(**model_class(name).small).double().log_prob(x).mean()
 
 
+@pytest.mark.parametrize("name", of_kind(ExplicitModel) + of_kind(LatentVariableModel))
+@torch.no_grad()
+def test_mixed_precision_sums_in_float32(name: str) -> None:
+    model = build(name).float()
+    x = all_images(model.event_shape)[:20].float()
+
+    def score() -> Tensor:
+        if isinstance(model, ExplicitModel):
+            return model.log_prob(x)
+        assert isinstance(model, LatentVariableModel)
+        return model.iw_bound(x, 20, generator=keyed_generators(0, range(len(x))))
+
+    whole = score()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = score()
+    assert mixed.dtype in (torch.float32, torch.float64)
+    assert torch.allclose(mixed.double(), whole.double(), atol=0.1)
+
+
 # Latent-variable models. The quadrature below is exact to many digits: a fine grid over a latent space of at most two
 # dimensions, far beyond where the prior has mass.
 

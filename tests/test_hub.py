@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,17 @@ def test_weights_that_do_not_ship_come_from_the_hub_once(hub: HubServer, client:
             "WeightsError: cannot get the weights of lightning-genmodels/bernoulli at revision static_v1"
         )
         assert "check the name and the network, or give a local folder" in said
+
+
+def test_processes_that_load_at_once_download_once(hub: HubServer, client: Client) -> None:
+    client(f"""publish("bernoulli", "{OWNER}", dry_run=False)""")
+    hub.log.clear()
+    hub.slow("model.safetensors", seconds=2.0, times=1)
+    steps = f"""result["same"] = same(gm.load("{REPO}", revision="static_v1"))"""
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: client(steps, home="shared"), range(3)))
+    assert [f["same"] for f in found] == [True] * 3
+    assert hub.count("GET", "resolve/[^/]+/model.safetensors") == 1
 
 
 def test_swapped_weights_on_the_hub_are_refused(hub: HubServer, client: Client) -> None:

@@ -1,0 +1,62 @@
+"""On a CUDA device: the same figures as on the CPU, images on the device, mixed precision, CPU generators."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import all_images
+from lightning import Trainer
+
+from lightning_genmodels import list_models
+from lightning_genmodels.base import ExplicitModel, LatentVariableModel
+from lightning_genmodels.data import BinarizedMNISTDataModule
+from lightning_genmodels.functional import keyed_generators
+from lightning_genmodels.models import VAE
+from lightning_genmodels.registry import model_class
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.mark.parametrize("name", list_models())
+@torch.no_grad()
+def test_scores_and_samples_are_those_of_the_cpu(name: str) -> None:
+    cls = model_class(name)
+    torch.manual_seed(0)
+    model = cls(**cls.small).double().eval()
+    x = all_images(model.event_shape)[:20]
+
+    def score() -> torch.Tensor | None:
+        if isinstance(model, ExplicitModel):
+            return model.log_prob(x).cpu()
+        if isinstance(model, LatentVariableModel):
+            return model.iw_bound(x, 30, generator=keyed_generators(0, range(len(x)))).cpu()
+        return None
+
+    def sample() -> torch.Tensor:
+        return model.sample(50, generator=torch.Generator().manual_seed(0)).cpu()
+
+    scores, samples = score(), sample()
+    model.to("cuda")
+    on_device = score()
+    assert model.sample(1).device.type == "cuda"
+    if scores is not None and on_device is not None:
+        assert torch.allclose(scores, on_device, atol=1e-8)
+    assert (samples == sample()).float().mean() > 0.99
+
+
+def test_mixed_precision_trains_with_images_on_the_device() -> None:
+    data = BinarizedMNISTDataModule(source="digits", binarization="dynamic")
+    model = VAE(learning_rate=2e-3)
+    trainer = Trainer(
+        accelerator="gpu",
+        devices=1,
+        precision="bf16-mixed",
+        max_epochs=5,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    before = trainer.validate(model, datamodule=data, verbose=False)[0]["val/nelbo"]
+    trainer.fit(model, datamodule=data)
+    assert trainer.train_dataloader.images.device.type == "cuda"
+    assert trainer.validate(model, datamodule=data, verbose=False)[0]["val/nelbo"] < before - 50
