@@ -8,6 +8,7 @@ per image: lower is better.
 from __future__ import annotations
 
 import json
+import math
 import platform
 import sys
 import time
@@ -29,7 +30,7 @@ from lightning_genmodels.data.datamodule import Split
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.files import write_atomically
 from lightning_genmodels.functional import bits_per_dimension, keyed_generators, process_share
-from lightning_genmodels.metrics import MeanWithError, PerImage
+from lightning_genmodels.metrics import PerImage
 from lightning_genmodels.registry import model_name
 
 METRICS, VALUES = "metrics.json", "values.safetensors"
@@ -180,13 +181,12 @@ def evaluate(
         return None
     figures = {}
     for name, estimator in estimators(model, num_particles).items():
-        mean = MeanWithError()
-        mean.update(evaluator.found[name])
-        value, error = (float(number) for number in mean.compute())
+        values = evaluator.found[name]  # of all processes: a torchmetrics.Metric would gather them again
+        value = values.mean().item()
         figures[name] = {
             "estimator": estimator,
             "value": value,
-            "standard_error": error,
+            "standard_error": values.std().item() / math.sqrt(len(values)),
             "bits_per_dimension": bits_per_dimension(value, model.event_shape),
             "images_per_second": evaluator.rates[name],
         }
