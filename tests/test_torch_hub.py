@@ -36,7 +36,7 @@ x = model.sample(3)
 print(json.dumps({{
     "shapes": [list(x.shape), list(model.encode(x).shape), list(model.iw_bound(x, 5).shape)],
     "training": model.training,
-    "imported": sorted({{"wandb", "jsonargparse", "matplotlib", "sklearn", "huggingface_hub"}} & set(sys.modules)),
+    "imported": sorted({{"wandb", "jsonargparse", "sklearn", "huggingface_hub"}} & set(sys.modules)),
 }}))""",
         run_folder,
     )
