@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lightning_genmodels import BinarizedMNISTDataModule
 from lightning_genmodels.evaluation import evaluate
@@ -40,17 +40,18 @@ def main() -> None:
 
     seed_everything(0)
     data = BinarizedMNISTDataModule(source="digits", binarization="threshold", batch_size=64)
-    model = VAE(data.event_shape, learning_rate=2e-3)
+    model = VAE(data.event_shape, learning_rate=5e-4)
     print(f"A VAE with {model.num_parameters:,} parameters and {len(data.images('train')):,} training images.")
     before = bound(model, data)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=-1,
-        callbacks=[Timer(timedelta(seconds=options.seconds))],
+        callbacks=[Timer(timedelta(seconds=options.seconds)), EarlyStopping("val/nelbo", patience=5)],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        limit_val_batches=0,
+        check_val_every_n_epoch=4,
+        num_sanity_val_steps=0,
     )
     trainer.fit(model.train(), datamodule=data)
     after = bound(model, data)
