@@ -1,0 +1,38 @@
+"""The abstract classes: what a generative model of binary images can do, and what it must say to be able to.
+
+A model implements what its kind leaves abstract; everything else is written here once and is final. What a model cannot
+do it has no method for, so ``isinstance`` tells exact likelihoods, bounds and samplers apart.
+
+==================== ============================== ======================================
+kind                 scores by                      what a model implements
+==================== ============================== ======================================
+ExplicitModel        exact ``log_prob``             ``_log_prob``, ``_sample``
+TabularModel         the same, learned by counting  and ``statistics``, ``fit_statistics``
+AutoregressiveModel  the chain rule, in one order   ``conditional_logits``, ``_fill``
+OrderMixture         a mixture of several orders    ``conditional_logits``, ``_fill``
+LatentVariableModel  ``elbo`` and ``iw_bound``      ``encode``, ``decode``, ``log_joint``,
+                                                    ``log_weights``, ``sample_latent``
+ImplicitModel        nothing                        ``_sample``, its own ``training_step``
+==================== ============================== ======================================
+"""
+
+from __future__ import annotations
+
+from lightning_genmodels.base.autoregressive import AutoregressiveModel, OrderMixture
+from lightning_genmodels.base.explicit import ExplicitModel, TabularModel
+from lightning_genmodels.base.generative import EventShape, GenerativeModel, LossTrainedModel, TrainingOptions
+from lightning_genmodels.base.implicit import ImplicitModel
+from lightning_genmodels.base.latent import LatentVariableModel
+
+__all__ = [
+    "AutoregressiveModel",
+    "EventShape",
+    "ExplicitModel",
+    "GenerativeModel",
+    "ImplicitModel",
+    "LatentVariableModel",
+    "LossTrainedModel",
+    "OrderMixture",
+    "TabularModel",
+    "TrainingOptions",
+]

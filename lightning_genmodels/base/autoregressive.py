@@ -1,0 +1,218 @@
+"""The chain rule: models that predict one pixel after the other, in one order or in several."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from lightning_genmodels.base.explicit import ExplicitModel
+from lightning_genmodels.base.generative import GenerativeModel, TrainingOptions
+from lightning_genmodels.errors import ImageError, OptionError
+from lightning_genmodels.functional import (
+    bernoulli_log_prob,
+    check_images,
+    log_mean_exp,
+    pixel_order,
+    uniform,
+)
+
+
+class AutoregressiveModel(ExplicitModel, ABC):
+    """p(x) = prod_i p(x_i | x_<i) in one order of the pixels: the chain rule, exact whatever the conditionals are.
+
+    It implements ``conditional_logits`` and ``_fill``.
+
+    Args:
+        event_shape: (1, H, W) of one image.
+        order: Name of the pixel order; see :func:`lightning_genmodels.functional.pixel_order`.
+        order_seed: Seed of a random order.
+        options: See :class:`GenerativeModel`.
+
+    Raises:
+        OptionError: No order has this name.
+    """
+
+    pixel_order: Tensor
+    """(n,) row-major index of the first, second, ... pixel; computed from its name, so no part of the weights."""
+
+    def __init__(
+        self,
+        event_shape: Sequence[int] = (1, 28, 28),
+        order: str = "raster",
+        order_seed: int = 0,
+        **options: Unpack[TrainingOptions],
+    ) -> None:
+        super().__init__(event_shape, **options)
+        permutation = pixel_order(order, *self.event_shape[1:], seed=order_seed)
+        self.register_buffer("pixel_order", permutation, persistent=False)
+
+    @abstractmethod
+    def conditional_logits(self, x: Tensor) -> Tensor:
+        """Log-odds of p(x_i = 1 | x_<i) for every pixel i, (B, 1, H, W), of images (B, 1, H, W) in {0, 1}."""
+
+    @abstractmethod
+    def _fill(self, x: Tensor, observed: Tensor, uniforms: Tensor) -> Tensor:
+        """Draws the pixels that are not observed, in order; see :func:`lightning_genmodels.functional.fill_in_order`,
+        with which it agrees.
+
+        Args:
+            x: (N, 1, H, W) in {0, 1}.
+            observed: (N, 1, H, W) bool.
+            uniforms: (N, n) in [0, 1); column i draws the i-th pixel of the order.
+
+        Returns:
+            (N, 1, H, W).
+        """
+
+    @final
+    def _log_prob(self, x: Tensor) -> Tensor:
+        return bernoulli_log_prob(self.conditional_logits(x), x)
+
+    @final
+    def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
+        x, observed, uniforms = _nothing_observed(self, num_samples, generator)
+        return self._fill(x, observed, uniforms)
+
+    @final
+    @torch.no_grad()
+    def complete(self, x: Tensor, observed: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draws the pixels that are not observed, given those that are.
+
+        Every pixel is drawn given the pixels before it in the order. That is a draw from p(x_unobserved | x_observed)
+        where the observed pixels come first in the order; elsewhere it is an approximation that ignores what is
+        observed later.
+
+        Args:
+            x: (B, 1, H, W) images in {0, 1}; pixels that are not observed may have any value.
+            observed: Bool, shaped as ``x`` or (H, W) or whatever broadcasts to it; True where a pixel is given.
+            generator: Source of randomness; default: PyTorch's global generator.
+
+        Returns:
+            (B, 1, H, W) float32 in {0, 1}, on the model's device.
+
+        Raises:
+            ImageError: ``x`` is no batch of binary images, or ``observed`` does not fit it.
+        """
+        x, observed = _checked_observed(self, x, observed)
+        uniforms = uniform((len(x), math.prod(self.event_shape)), generator, x)
+        return self._fill(x, observed, uniforms).float()
+
+
+class OrderMixture(ExplicitModel, ABC):
+    """p(x) = 1/M sum_m p(x; order m): one network that knows several orders of the pixels, and their average.
+
+    What is averaged is the joint probability of the whole image (Uria, Murray and Larochelle 2014, eq. 14), never the
+    conditionals, whose average would let a pixel see itself. It implements ``conditional_logits`` and ``_fill``.
+
+    Args:
+        event_shape: (1, H, W) of one image.
+        orders: Names of the M orders; see :func:`lightning_genmodels.functional.pixel_order`.
+        order_seed: Order m has the seed ``order_seed + m``, if it is random.
+        options: See :class:`GenerativeModel`.
+
+    Raises:
+        OptionError: No order at all, or one with an unknown name.
+    """
+
+    pixel_orders: Tensor
+    """(M, n) row-major indices of the pixels, one order a row; computed from names, so no part of the weights."""
+
+    def __init__(
+        self,
+        event_shape: Sequence[int] = (1, 28, 28),
+        orders: Sequence[str] = ("raster",),
+        order_seed: int = 0,
+        **options: Unpack[TrainingOptions],
+    ) -> None:
+        super().__init__(event_shape, **options)
+        if not orders:
+            raise OptionError("expected at least one pixel order, got none")
+        rows = [pixel_order(name, *self.event_shape[1:], seed=order_seed + m) for m, name in enumerate(orders)]
+        self.register_buffer("pixel_orders", torch.stack(rows), persistent=False)
+
+    @abstractmethod
+    def conditional_logits(self, x: Tensor, index: int) -> Tensor:
+        """Log-odds of p(x_i = 1 | x_<i) in order ``index``, (B, 1, H, W), of images (B, 1, H, W) in {0, 1}."""
+
+    @abstractmethod
+    def _fill(self, x: Tensor, observed: Tensor, uniforms: Tensor, which: Tensor) -> Tensor:
+        """As :meth:`AutoregressiveModel._fill`, image b in the order ``which[b]``; ``which`` is (N,) int64."""
+
+    @final
+    def log_prob_by_order(self, x: Tensor) -> Tensor:
+        """Exact log-probability under every single order, (M, B) nats per image, of images (B, 1, H, W) in {0, 1}.
+
+        Raises:
+            ImageError: Wrong shape, NaN, or pixels other than 0 and 1.
+        """
+        x = self._checked(x)
+        return torch.stack(
+            [bernoulli_log_prob(self.conditional_logits(x, m), x) for m in range(len(self.pixel_orders))]
+        )
+
+    @final
+    def _log_prob(self, x: Tensor) -> Tensor:
+        return log_mean_exp(self.log_prob_by_order(x), dim=0)
+
+    @final
+    def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
+        x, observed, uniforms = _nothing_observed(self, num_samples, generator)
+        which = uniform((num_samples,), generator, x) * len(self.pixel_orders)
+        return self._fill(x, observed, uniforms, which.long())
+
+    @final
+    @torch.no_grad()
+    def complete(self, x: Tensor, observed: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draws the pixels that are not observed, given those that are, in the order that suits them best.
+
+        For each image that is the order in which the fewest observed pixels follow a pixel that is not. If none does,
+        the draw is exact for the density of *that order*, not for the mixture, whose orders would have to be weighted
+        by how likely they make what is observed. Otherwise it ignores what is observed later.
+
+        Args:
+            x: (B, 1, H, W) images in {0, 1}; pixels that are not observed may have any value.
+            observed: Bool, shaped as ``x`` or (H, W) or whatever broadcasts to it; True where a pixel is given.
+            generator: Source of randomness; default: PyTorch's global generator.
+
+        Returns:
+            (B, 1, H, W) float32 in {0, 1}, on the model's device.
+
+        Raises:
+            ImageError: ``x`` is no batch of binary images, or ``observed`` does not fit it.
+        """
+        x, observed = _checked_observed(self, x, observed)
+        uniforms = uniform((len(x), math.prod(self.event_shape)), generator, x)
+        in_order = observed.flatten(1)[:, self.pixel_orders]  # (B, M, n)
+        late = (in_order & ((~in_order).cumsum(-1) > 0)).sum(-1)  # (B, M) observed pixels after one that is not
+        return self._fill(x, observed, uniforms, late.argmin(dim=1)).float()
+
+
+def _nothing_observed(
+    model: GenerativeModel, num_samples: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (N, 1, H, W) with no pixel observed, and the uniform numbers (N, n) that will draw all of them."""
+    x = torch.zeros((num_samples, *model.event_shape)).to(next(model.parameters()))
+    uniforms = uniform((num_samples, math.prod(model.event_shape)), generator, x)
+    return x, torch.zeros_like(x, dtype=torch.bool), uniforms
+
+
+def _checked_observed(model: GenerativeModel, x: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    """Images with zeros where nothing is observed, and the mask in their shape, both on the model's device."""
+    if observed.dtype != torch.bool:
+        raise ImageError(f"expected a boolean mask of observed pixels, got {observed.dtype}; compare it with 0.5 first")
+    check_images(x, model.event_shape, values=False)
+    try:
+        observed = observed.to(x.device).expand(x.shape)
+    except RuntimeError as error:
+        shape = tuple(observed.shape)
+        raise ImageError(f"a mask of shape {shape} does not fit images of shape {tuple(x.shape)}") from error
+    x = torch.where(observed, x, torch.zeros_like(x))
+    check_images(x, model.event_shape)
+    x = x.to(next(model.parameters()))
+    return x, observed.to(x.device)

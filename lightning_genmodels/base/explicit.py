@@ -1,0 +1,153 @@
+"""Models that say exactly how likely an image is, learned by gradients or by counting."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from lightning_genmodels.base.generative import LossTrainedModel, TrainingOptions
+from lightning_genmodels.metrics import NegativeLogLikelihood
+
+
+class ExplicitModel(LossTrainedModel, ABC):
+    """A model that says exactly how likely an image is; it implements ``_log_prob`` and ``_sample``."""
+
+    monitor = "val/nll"
+
+    def __init__(self, event_shape: Sequence[int] = (1, 28, 28), **options: Unpack[TrainingOptions]) -> None:
+        super().__init__(event_shape, **options)
+        self.val_nll = NegativeLogLikelihood(self.event_shape)
+        self.test_nll = NegativeLogLikelihood(self.event_shape)
+
+    @abstractmethod
+    def _log_prob(self, x: Tensor) -> Tensor:
+        """Log-probability (B,) of images (B, 1, H, W) that are known to be binary."""
+
+    @final
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Exact log-probability of images.
+
+        Args:
+            x: (B, 1, H, W) in {0, 1}, of any type, on any device.
+
+        Returns:
+            (B,) nats per image, summed over pixels in at least float32.
+
+        Raises:
+            ImageError: Wrong shape, NaN, or pixels other than 0 and 1.
+        """
+        return self._log_prob(self._checked(x))
+
+    def _validation_log_prob(self, x: Tensor) -> Tensor:
+        """Log-probability (B,) as validated during training: exact, unless that would take longer than training."""
+        return self._log_prob(x)
+
+    def training_loss(self, x: Tensor) -> Tensor:
+        """Mean negative log-likelihood in nats per image."""
+        return -self._log_prob(x).mean()
+
+    @final
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Adds a batch to the validation figure."""
+        self.val_nll.update(self._validation_log_prob(batch))
+
+    @final
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Adds a batch to the test figure."""
+        self.test_nll.update(self._log_prob(batch))
+
+    @final
+    def on_validation_epoch_end(self) -> None:
+        """Logs ``monitor``, which is ``val/nll`` unless that is estimated, in nats per image."""
+        self._log_estimate(self.monitor, self.val_nll.compute())
+        self.val_nll.reset()
+
+    @final
+    def on_test_epoch_end(self) -> None:
+        """Logs ``test/nll`` in nats per image."""
+        self._log_estimate("test/nll", self.test_nll.compute())
+        self.test_nll.reset()
+
+
+class TabularModel(ExplicitModel, ABC):
+    """An explicit model whose parameters are functions of counts, learned in one pass over the data.
+
+    It implements ``statistics`` (what to count), ``fit_statistics`` (parameters from the counts, summed over all
+    batches and processes) and ``num_free_parameters``. Counts start anew with every epoch, so that one epoch is enough
+    and more of them change nothing but, for dynamic binarization, the draw.
+    """
+
+    def __init__(self, event_shape: Sequence[int] = (1, 28, 28), **options: Any) -> None:
+        super().__init__(event_shape, **options)  # a tabular model that is autoregressive, too, has an order
+        self.automatic_optimization = False
+        self._counts: Tensor | None = None
+        self._counted_epoch = -1
+
+    @property
+    @abstractmethod
+    def num_free_parameters(self) -> int:
+        """How many numbers determine the distribution."""
+
+    @abstractmethod
+    def statistics(self, x: Tensor) -> Tensor:
+        """Sufficient statistics of a batch (B, 1, H, W), an int64 tensor that adds up over batches."""
+
+    @abstractmethod
+    def fit_statistics(self, counts: Tensor) -> None:
+        """Sets the parameters from the statistics of all training images."""
+
+    @final
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Counts a batch."""
+        counts = self.statistics(batch)
+        if self._counts is not None and self._counted_epoch == self.current_epoch:
+            counts = self._counts + counts
+        self._counts = counts
+        self._counted_epoch = self.current_epoch
+
+    @final
+    def on_validation_start(self) -> None:
+        """Sets the parameters before they are validated: in Lightning, validation precedes the end of the epoch."""
+        if not self.trainer.sanity_checking:
+            self._fit_counts()
+
+    @final
+    def on_train_epoch_end(self) -> None:
+        """Sets the parameters, also where there is no validation."""
+        self._fit_counts()
+
+    @final
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """None: nothing is learned by gradients."""
+        return []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the counts of an unfinished epoch."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["counts"] = self._reduced_counts()
+        checkpoint["counted_epoch"] = self._counted_epoch
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on counting; the counts of all processes are now the first one's."""
+        counts = checkpoint["counts"]
+        self._counted_epoch = checkpoint["counted_epoch"]
+        self._counts = None
+        if counts is not None:
+            counts = counts.to(self.device)
+            self._counts = counts if self.global_rank == 0 else torch.zeros_like(counts)
+
+    def _fit_counts(self) -> None:
+        counts = self._reduced_counts()
+        if counts is not None:
+            self.fit_statistics(counts)
+
+    def _reduced_counts(self) -> Tensor | None:
+        if self._counts is None:
+            return None
+        counts: Tensor = self.trainer.strategy.reduce(self._counts.clone(), reduce_op="sum")
+        return counts

@@ -1,0 +1,176 @@
+"""Models with latent variables, whose likelihood is bounded."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from lightning_genmodels.base.generative import LossTrainedModel, TrainingOptions, chunk_sizes
+from lightning_genmodels.errors import OptionError
+from lightning_genmodels.functional import (
+    Noise,
+    keyed_generators,
+    process_share,
+    sample_bernoulli,
+)
+from lightning_genmodels.metrics import NegativeLogLikelihood
+
+
+class LatentVariableModel(LossTrainedModel, ABC):
+    """A model p(x, z) with an approximate posterior q(z|x): its likelihood is bounded, never known.
+
+    It implements ``encode``, ``decode``, ``log_joint``, ``log_weights`` and ``sample_latent``; ``elbo`` too where a
+    term is known in closed form. Bounds are free of whatever training adds (beta, free bits, warm-up), which lives in
+    ``training_loss`` alone.
+    """
+
+    monitor = "val/nelbo"
+
+    particle_block: ClassVar[int] = 100
+    """Particles drawn at once by :meth:`iw_bound`: it bounds memory, and fixes the order in which noise is drawn."""
+
+    def __init__(self, event_shape: Sequence[int] = (1, 28, 28), **options: Unpack[TrainingOptions]) -> None:
+        super().__init__(event_shape, **options)
+        self.val_nelbo = NegativeLogLikelihood(self.event_shape)
+        self.val_iw = NegativeLogLikelihood(self.event_shape)
+        self.test_nelbo = NegativeLogLikelihood(self.event_shape)
+        self.test_iw = NegativeLogLikelihood(self.event_shape)
+        self._num_evaluated = 0
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """Mean (B, D) of the approximate posterior of images (B, 1, H, W); several levels are concatenated.
+
+        Raises:
+            ImageError: Wrong shape, NaN, or pixels other than 0 and 1.
+        """
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """Logits (..., 1, H, W) of the pixels' conditional distributions given latents (..., D)."""
+
+    @abstractmethod
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """Log p(x, z) in nats, (..., B), of images (B, 1, H, W) and latents (..., B, D)."""
+
+    @abstractmethod
+    def log_weights(self, x: Tensor, num_particles: int, *, generator: Noise = None) -> Tensor:
+        """Log p(x, z_k) - log q(z_k | x) for particles z_k ~ q(z|x).
+
+        Args:
+            x: (B, 1, H, W) binary images.
+            num_particles: K.
+            generator: One generator, or one per image.
+
+        Returns:
+            (K, B) nats.
+        """
+
+    @abstractmethod
+    def sample_latent(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draws (num_samples, D) latents from the prior p(z)."""
+
+    @property
+    def num_particles(self) -> int:
+        """Particles of the training objective; above one, validation logs and monitors the bound ``iw<k>`` too."""
+        return 1
+
+    def elbo(self, x: Tensor, *, generator: Noise = None) -> Tensor:
+        """Evidence lower bound (B,) in nats per image, one particle each (Kingma and Welling 2014, eq. 3)."""
+        return self.log_weights(x, 1, generator=generator)[0]
+
+    @final
+    def iw_bound(self, x: Tensor, num_particles: int, *, generator: Noise = None) -> Tensor:
+        """Importance-weighted bound (Burda et al. 2016, eq. 8): log mean exp of K log-weights, in expectation below
+        log p(x) and rising with K.
+
+        Particles are drawn ``particle_block`` at a time, so that memory does not grow with K.
+
+        Args:
+            x: (B, 1, H, W) binary images.
+            num_particles: K.
+            generator: One generator, or one per image; with one per image the bound does not depend on the batch.
+
+        Returns:
+            (B,) nats per image.
+
+        Raises:
+            OptionError: ``num_particles`` is below one.
+            ImageError: ``x`` is no batch of binary images.
+        """
+        if num_particles < 1:
+            raise OptionError(f"expected num_particles of at least 1, got {num_particles}")
+        x = self._checked(x)
+        blocks = [
+            torch.logsumexp(self.log_weights(x, size, generator=generator).double(), dim=0)
+            for size in chunk_sizes(num_particles, self.particle_block)
+        ]
+        bound = torch.logsumexp(torch.stack(blocks), dim=0) - math.log(num_particles)
+        return bound.to(torch.float64 if self.dtype == torch.float64 else torch.float32)
+
+    def training_loss(self, x: Tensor) -> Tensor:
+        """Mean negative ELBO in nats per image, or the importance-weighted bound for more than one particle."""
+        if self.num_particles == 1:
+            return -self.elbo(x).mean()
+        return -self.iw_bound(x, self.num_particles).mean()
+
+    @final
+    def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
+        return sample_bernoulli(self.decode(self.sample_latent(num_samples, generator=generator)), generator)
+
+    # Evaluation draws its noise from generators keyed by the image's index, so that figures do not depend on batches
+    # and processes, and do not jitter from epoch to epoch.
+
+    @final
+    def on_validation_epoch_start(self) -> None:
+        """Starts counting images."""
+        self._num_evaluated = 0
+
+    @final
+    def on_test_epoch_start(self) -> None:
+        """Starts counting images."""
+        self._num_evaluated = 0
+
+    @final
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Adds a batch to the validation figures."""
+        indices = self._indices(batch)
+        self.val_nelbo.update(self.elbo(batch, generator=keyed_generators(0, indices)))
+        if self.num_particles > 1:
+            self.val_iw.update(self.iw_bound(batch, self.num_particles, generator=keyed_generators(0, indices)))
+
+    @final
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Adds a batch to the test figures."""
+        indices = self._indices(batch)
+        self.test_nelbo.update(self.elbo(batch, generator=keyed_generators(0, indices)))
+        bound = self.iw_bound(batch, self.particle_block, generator=keyed_generators(0, indices))
+        self.test_iw.update(bound)
+
+    @final
+    def on_validation_epoch_end(self) -> None:
+        """Logs ``val/nelbo`` and, for several particles, ``val/iw<k>``, in nats per image."""
+        self._log_estimate("val/nelbo", self.val_nelbo.compute())
+        self.val_nelbo.reset()
+        if self.num_particles > 1:
+            self._log_estimate(f"val/iw{self.num_particles}", self.val_iw.compute())
+            self.val_iw.reset()
+
+    @final
+    def on_test_epoch_end(self) -> None:
+        """Logs ``test/nelbo`` and ``test/iw<k>`` with k = ``particle_block``, in nats per image."""
+        self._log_estimate("test/nelbo", self.test_nelbo.compute())
+        self._log_estimate(f"test/iw{self.particle_block}", self.test_iw.compute())
+        self.test_nelbo.reset()
+        self.test_iw.reset()
+
+    def _indices(self, batch: Tensor) -> range:
+        """Data-set indices of a batch: this process has every ``world_size``-th image, in order."""
+        start, self._num_evaluated = self._num_evaluated, self._num_evaluated + len(batch)
+        return process_share(start, len(batch), self.trainer.global_rank, self.trainer.world_size)
