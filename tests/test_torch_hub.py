@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -117,20 +116,15 @@ print(json.dumps({{name: name in sys.modules for name in hubconf.dependencies}})
     assert all(found.values()), found
 
 
-@pytest.mark.slow
-def test_loading_costs_little_more_than_importing_lightning(run_folder: Path) -> None:
-    def seconds(code: str) -> float:
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            run(code + "; print('{}')", run_folder)
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    load = f"import torch; torch.hub.load({str(ROOT)!r}, 'vae', source='local')"
-    ratio = seconds(load) / seconds("import lightning")
-    print(f"torch.hub.load over import lightning: {ratio:.2f}")
-    assert ratio < 2.0  # loose here, where other work runs beside it; recipes/benchmark.py measures it
+def test_loading_imports_nothing_heavy_beyond_lightning(run_folder: Path) -> None:
+    """What makes loading as fast as ``import lightning``; recipes/benchmark.py measures it."""
+    modules = "print(json.dumps({'top': sorted({name.split('.')[0] for name in sys.modules})}))"
+    load = f"torch.hub.load({str(ROOT)!r}, 'vae', source='local').sample(1)"
+    loaded = run(f"import json, sys, torch; {load}; {modules}", run_folder)
+    lightning = run(f"import json, sys, lightning; {modules}", run_folder)
+    added = {name for name in set(loaded["top"]) - set(lightning["top"]) if not name.startswith("_")}
+    added -= set(sys.stdlib_module_names)
+    assert added <= {"lightning_genmodels", "hubconf", "safetensors"}, added
 
 
 @pytest.mark.slow
