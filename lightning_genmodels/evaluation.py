@@ -24,7 +24,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_genmodels import __version__
-from lightning_genmodels.base import ExplicitModel, GenerativeModel, LatentVariableModel
+from lightning_genmodels.base import ExplicitModel, GenerativeModel, LatentVariableModel, OrderMixture
 from lightning_genmodels.data import BinarizedMNISTDataModule, InMemoryLoader
 from lightning_genmodels.data.datamodule import Split
 from lightning_genmodels.errors import OptionError
@@ -34,6 +34,8 @@ from lightning_genmodels.metrics import PerImage
 from lightning_genmodels.registry import model_name
 
 METRICS, VALUES = "metrics.json", "values.safetensors"
+
+_FIRST_ORDER = "nll_first_order"
 
 _ROWS = 1000  # images times particles at once: activations that fit the cache of a CPU, and are twice as fast for it
 
@@ -86,6 +88,8 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 def estimators(model: GenerativeModel, num_particles: int) -> dict[str, str]:
     """The figures that a model can be given, and how each is estimated: none for an implicit model."""
+    if isinstance(model, OrderMixture) and len(model.pixel_orders) > 1:
+        return {"nll": f"exact, {len(model.pixel_orders)} orders", _FIRST_ORDER: "exact, first order alone"}
     if isinstance(model, ExplicitModel):
         return {"nll": "exact"}
     if isinstance(model, LatentVariableModel):
@@ -101,7 +105,7 @@ def score(model: GenerativeModel, x: Tensor, indices: Sequence[int], figure: str
         model: An explicit or latent-variable model.
         x: (N, 1, H, W) binary images.
         indices: The N images' indices in their data set, which key the noise.
-        figure: "nll", "nelbo" or "iw<k>".
+        figure: "nll", "nll_first_order", "nelbo" or "iw<k>".
         seed: Seed of the noise.
 
     Returns:
@@ -121,6 +125,8 @@ def score(model: GenerativeModel, x: Tensor, indices: Sequence[int], figure: str
             parts.append(
                 model.elbo(part, generator=noise) if is_elbo else model.iw_bound(part, particles, generator=noise)
             )
+        elif isinstance(model, OrderMixture) and figure == _FIRST_ORDER:
+            parts.append(model.log_prob_by_order(part, [0])[0])
         elif isinstance(model, ExplicitModel):
             parts.append(model.log_prob(part))
     return torch.cat(parts).double() if parts else torch.zeros(0, dtype=torch.float64)

@@ -13,7 +13,8 @@ from torch import Tensor
 from lightning_genmodels.base import AutoregressiveModel, ExplicitModel, OrderMixture
 from lightning_genmodels.divergence import all_images
 from lightning_genmodels.errors import ImageError, OptionError
-from lightning_genmodels.functional import fill_in_order, log_mean_exp
+from lightning_genmodels.evaluation import estimators, score
+from lightning_genmodels.functional import bernoulli_log_prob, fill_in_order, log_mean_exp
 from lightning_genmodels.models import FVBN, MADE, NADE, Bernoulli, ChainRuleTable, EoNADE, Markov
 from lightning_genmodels.models.nade import nade_logits
 
@@ -313,3 +314,27 @@ def test_orders_and_masks_are_computed_and_no_part_of_the_weights(name: str) -> 
 def test_options_without_sense_are_refused(build: Callable[[], ExplicitModel]) -> None:
     with pytest.raises(OptionError):
         build()
+
+
+def test_eonade_sees_centred_inputs() -> None:
+    """Its conditionals are a network of (x - mean image) * m and m - mean(m), m the mask of the pixels before."""
+    model = randomized(EoNADE(SHAPE, (5, 4), num_orders=2, layer_norm=True))
+    x = all_images(SHAPE).double()
+    model.initialize(x[-20:].to(torch.uint8))
+    for index, order in enumerate(model.pixel_orders):
+        logits = model.conditional_logits(x, index).flatten(1)
+        for d, pixel in enumerate(order):
+            mask = torch.zeros(6, dtype=torch.float64).index_fill(0, order[:d], 1.0)
+            a = (x.flatten(1) - model.mean_image) * mask @ model.W + (mask - mask.mean()) @ model.U + model.c
+            hidden = model.norms[1](model.hidden[0](model.norms[0](a).relu())).relu()
+            assert torch.allclose(logits[:, pixel], hidden @ model.V[pixel] + model.b[pixel])
+
+
+def test_a_mixture_is_evaluated_beside_its_first_order() -> None:
+    model = randomized(MIXTURES["made"]())
+    x = all_images(SHAPE)
+    assert list(estimators(model, 1)) == ["nll", "nll_first_order"]
+    found = {figure: score(model, x, range(len(x)), figure) for figure in estimators(model, 1)}
+    assert torch.equal(found["nll"], model.log_prob(x))
+    assert torch.equal(found["nll_first_order"], bernoulli_log_prob(model.conditional_logits(x.double(), 0), x))
+    assert list(estimators(MADE(SHAPE, num_orders=1), 1)) == ["nll"]

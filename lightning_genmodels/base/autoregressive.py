@@ -145,16 +145,22 @@ class OrderMixture(ExplicitModel, ABC):
         """As :meth:`AutoregressiveModel._fill`, image b in the order ``which[b]``; ``which`` is (N,) int64."""
 
     @final
-    def log_prob_by_order(self, x: Tensor) -> Tensor:
-        """Exact log-probability under every single order, (M, B) nats per image, of images (B, 1, H, W) in {0, 1}.
+    def log_prob_by_order(self, x: Tensor, orders: Sequence[int] | None = None) -> Tensor:
+        """Exact log-probability under single orders.
+
+        Args:
+            x: (B, 1, H, W) in {0, 1}.
+            orders: Indices of K orders; default: all M.
+
+        Returns:
+            (K, B) nats per image.
 
         Raises:
             ImageError: Wrong shape, NaN, or pixels other than 0 and 1.
         """
         x = self._checked(x)
-        return torch.stack(
-            [bernoulli_log_prob(self.conditional_logits(x, m), x) for m in range(len(self.pixel_orders))]
-        )
+        chosen = range(len(self.pixel_orders)) if orders is None else orders
+        return torch.stack([bernoulli_log_prob(self.conditional_logits(x, m), x) for m in chosen])
 
     @final
     def _log_prob(self, x: Tensor) -> Tensor:
