@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import logging
 from pathlib import Path
 
 from lightning import Trainer, seed_everything
@@ -81,6 +82,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.options is None:
         args.options = {"learning_rate": 0.01, "l2": 1e-4} if args.model == "fvbn" else {}
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # eight runs would bury the table
     data = BinarizedMNISTDataModule(args.root, args.source)
     found = {}
     print(
