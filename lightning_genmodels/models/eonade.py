@@ -20,7 +20,7 @@ from lightning_genmodels.base import OrderMixture, TrainingOptions
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import at_least_float32, draw_pixel, mean_logits, uniform
 
-_BLOCK = 28  # pixels whose conditionals are computed at once: it bounds memory
+_ROWS = 1400  # hidden layers computed at once, an image and a pixel each: what fits the cache of a CPU
 
 
 class EoNADE(OrderMixture):
@@ -116,7 +116,7 @@ class EoNADE(OrderMixture):
         order, U = self.pixel_orders[index], self._mask_weights()  # noqa: N806
         a = self.c.expand(len(x), -1)  # (B, h), the first hidden layer before its nonlinearity
         logits = []
-        for block in order.split(_BLOCK):
+        for block in order.split(max(1, _ROWS // max(1, len(x)))):
             pixels = x.flatten(1)[:, block]  # (B, size)
             before = torch.ones(len(block), len(block), device=x.device).to(x).tril(-1)  # row i: the pixels before i
             first = (pixels.unsqueeze(1) * before) @ self.W[block] + before @ U[block]  # (B, size, h)
