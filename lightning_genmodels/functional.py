@@ -223,6 +223,30 @@ def pixel_order(name: str, height: int, width: int, *, seed: int = 0) -> Tensor:
     return grid.flatten()[torch.tensor(_CURVES[curve](*grid.shape), device="cpu")]
 
 
+def raster_shape(name: str, height: int, width: int) -> tuple[int, int]:
+    """Height and width of an image as a symmetry of the raster order walks over it: row by row, in its own frame.
+
+    Args:
+        name: One of :data:`RASTER_ORDERS`.
+        height: H.
+        width: W.
+
+    Returns:
+        (H, W), or (W, H) for an order that goes column by column: x[order] viewed in this shape is the image turned so
+        that the order becomes the plain raster.
+
+    Raises:
+        OptionError: The order is not one of the eight.
+    """
+    if name not in RASTER_ORDERS:
+        raise OptionError(
+            f"convolutional and recurrent networks go row by row or column by column: expected one of the pixel orders "
+            f"{', '.join(RASTER_ORDERS)}, got {name!r}; for other orders take a network without geometry: nade, made"
+        )
+    _, _, symmetry = name.partition("_")
+    return (width, height) if symmetry in ("transpose", "rot90", "rot270", "antitranspose") else (height, width)
+
+
 def _raster(height: int, width: int) -> list[int]:
     return list(range(height * width))
 

@@ -23,12 +23,15 @@ ENTRY_POINT_GROUP = "lightning_genmodels.models"
 MODELS = {
     "bernoulli": "lightning_genmodels.models.bernoulli:Bernoulli",
     "chain_rule_table": "lightning_genmodels.models.chain_rule_table:ChainRuleTable",
+    "diagonal_bilstm": "lightning_genmodels.models.pixelrnn:DiagonalBiLSTM",
     "eonade": "lightning_genmodels.models.eonade:EoNADE",
     "fvbn": "lightning_genmodels.models.fvbn:FVBN",
     "joint_table": "lightning_genmodels.models.joint_table:JointTable",
     "made": "lightning_genmodels.models.made:MADE",
     "markov": "lightning_genmodels.models.markov:Markov",
     "nade": "lightning_genmodels.models.nade:NADE",
+    "pixelcnn": "lightning_genmodels.models.pixelrnn:PixelCNN",
+    "row_lstm": "lightning_genmodels.models.pixelrnn:RowLSTM",
     "vae": "lightning_genmodels.models.vae:VAE",
 }
 """This package's models; the names are those of papers and lectures."""

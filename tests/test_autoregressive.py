@@ -14,8 +14,19 @@ from lightning_genmodels.base import AutoregressiveModel, ExplicitModel, OrderMi
 from lightning_genmodels.divergence import all_images
 from lightning_genmodels.errors import ImageError, OptionError
 from lightning_genmodels.evaluation import estimators, score
-from lightning_genmodels.functional import bernoulli_log_prob, fill_in_order, log_mean_exp
-from lightning_genmodels.models import FVBN, MADE, NADE, Bernoulli, ChainRuleTable, EoNADE, Markov
+from lightning_genmodels.functional import RASTER_ORDERS, bernoulli_log_prob, fill_in_order, log_mean_exp
+from lightning_genmodels.models import (
+    FVBN,
+    MADE,
+    NADE,
+    Bernoulli,
+    ChainRuleTable,
+    DiagonalBiLSTM,
+    EoNADE,
+    Markov,
+    PixelCNN,
+    RowLSTM,
+)
 from lightning_genmodels.models.nade import nade_logits
 
 SHAPE = (1, 2, 3)
@@ -27,6 +38,11 @@ IN_ONE_ORDER: dict[str, Callable[[str], ExplicitModel]] = {
     "made": lambda order: MADE(SHAPE, (9, 8), order=order),
     "markov": lambda order: Markov(SHAPE, 2, order),
     "nade": lambda order: NADE(SHAPE, 4, order),
+}
+ROW_BY_ROW: dict[str, Callable[[str], ExplicitModel]] = {
+    "pixelcnn": lambda order: PixelCNN(SHAPE, 4, 2, 3, order=order),
+    "row_lstm": lambda order: RowLSTM(SHAPE, 4, 2, 3, order=order),
+    "diagonal_bilstm": lambda order: DiagonalBiLSTM(SHAPE, 4, 2, 3, order=order),
 }
 MIXTURES: dict[str, Callable[[], OrderMixture]] = {
     "eonade": lambda: EoNADE(SHAPE, (5, 4), num_orders=3),
@@ -53,10 +69,17 @@ def factorizations(model: ExplicitModel) -> Iterator[tuple[Callable[[Tensor], Te
             yield lambda x, index=index: model.conditional_logits(x, index), order, index
 
 
-@pytest.fixture(params=[*((n, o) for n in IN_ONE_ORDER for o in ORDERS), *((n, "") for n in MIXTURES)], ids=str)
+@pytest.fixture(
+    params=[
+        *((n, o) for n in IN_ONE_ORDER for o in ORDERS),
+        *((n, o) for n in ROW_BY_ROW for o in RASTER_ORDERS),
+        *((n, "") for n in MIXTURES),
+    ],
+    ids=str,
+)
 def model(request: pytest.FixtureRequest) -> Any:
     name, order = request.param
-    return randomized(IN_ONE_ORDER[name](order) if order else MIXTURES[name]())
+    return randomized({**IN_ONE_ORDER, **ROW_BY_ROW}[name](order) if order else MIXTURES[name]())
 
 
 def test_no_conditional_sees_its_own_pixel_or_a_later_one(model: Any) -> None:

@@ -10,6 +10,7 @@ ExplicitModel        exact ``log_prob``             ``_log_prob``, ``_sample``
 TabularModel         the same, learned by counting  and ``statistics``, ``fit_statistics``
 AutoregressiveModel  the chain rule, in one order   ``conditional_logits``, ``_fill``
 OrderMixture         a mixture of several orders    ``conditional_logits``, ``_fill``
+RasterModel          the same, row by row           the network ``net``
 LatentVariableModel  ``elbo`` and ``iw_bound``      ``encode``, ``decode``, ``log_joint``,
                                                     ``log_weights``, ``sample_latent``
 ImplicitModel        nothing                        ``_sample``, its own ``training_step``
@@ -23,6 +24,7 @@ from lightning_genmodels.base.explicit import ExplicitModel, TabularModel
 from lightning_genmodels.base.generative import EventShape, GenerativeModel, LossTrainedModel, TrainingOptions
 from lightning_genmodels.base.implicit import ImplicitModel
 from lightning_genmodels.base.latent import LatentVariableModel
+from lightning_genmodels.base.raster import RasterModel
 
 __all__ = [
     "AutoregressiveModel",
@@ -33,6 +35,7 @@ __all__ = [
     "LatentVariableModel",
     "LossTrainedModel",
     "OrderMixture",
+    "RasterModel",
     "TabularModel",
     "TrainingOptions",
 ]

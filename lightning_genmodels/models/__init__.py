@@ -14,19 +14,36 @@ if TYPE_CHECKING:
     from lightning_genmodels.models.made import MADE
     from lightning_genmodels.models.markov import Markov
     from lightning_genmodels.models.nade import NADE
+    from lightning_genmodels.models.pixelrnn import DiagonalBiLSTM, PixelCNN, RowLSTM
     from lightning_genmodels.models.vae import VAE
 
-__all__ = ["FVBN", "MADE", "NADE", "VAE", "Bernoulli", "ChainRuleTable", "EoNADE", "JointTable", "Markov"]
+__all__ = [
+    "FVBN",
+    "MADE",
+    "NADE",
+    "VAE",
+    "Bernoulli",
+    "ChainRuleTable",
+    "DiagonalBiLSTM",
+    "EoNADE",
+    "JointTable",
+    "Markov",
+    "PixelCNN",
+    "RowLSTM",
+]
 
 _MODULES = {
     "Bernoulli": "bernoulli",
     "ChainRuleTable": "chain_rule_table",
+    "DiagonalBiLSTM": "pixelrnn",
     "EoNADE": "eonade",
     "FVBN": "fvbn",
     "JointTable": "joint_table",
     "MADE": "made",
     "Markov": "markov",
     "NADE": "nade",
+    "PixelCNN": "pixelrnn",
+    "RowLSTM": "pixelrnn",
     "VAE": "vae",
 }
 

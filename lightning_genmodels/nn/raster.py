@@ -1,0 +1,118 @@
+"""Networks that see an image row by row: causal convolutions, and what it takes to draw from them pixel by pixel."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RasterNetwork(nn.Module, ABC):
+    """Logits of all conditionals of an image in raster order: all at once, or one after the other from caches."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Log-odds of p(x_i = 1 | x_<i), (B, 1, H, W), of images (B, 1, H, W) in {0, 1}."""
+
+    @abstractmethod
+    def conditionals(self, x: Tensor) -> Iterator[Tensor]:
+        """Yields the log-odds (N,) of one pixel after the other, each computed from what was kept of those before it.
+
+        Args:
+            x: (N, 1, H, W); the caller writes a pixel into it before asking for the next one's logits. A pixel is
+                never read before that.
+        """
+
+
+class CausalConv2d(nn.Module):
+    """A convolution that sees what comes before a pixel in raster order (van den Oord et al. 2016, fig. 4).
+
+    Rows below the pixel, which the paper masks, are left out of the kernel; only the pixels to its right are masked.
+
+    Args:
+        inputs: Channels in.
+        outputs: Channels out.
+        kernel_size: Odd height and width of the whole kernel, or both in one number; a height of 1 sees one row.
+        mask: ``A`` leaves out the pixel itself, as the first layer must; ``B`` has it.
+        bias: Whether to add one.
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel_size: int | tuple[int, int],
+        mask: Literal["A", "B"] = "B",
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        self.above, self.side = height // 2, width // 2  # rows above, and columns on each side, that are seen
+        self.left = self.side + (mask == "B")  # pixels seen in the row itself
+        visible = torch.ones(self.above + 1, width, device="cpu")
+        visible[-1, self.left :] = 0
+        self.register_buffer("mask", visible, persistent=False)
+        bound = 1 / math.sqrt(max(1, inputs * (self.above * width + self.left)))
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, self.above + 1, width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(outputs).uniform_(-bound, bound)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, inputs, H, W) to (B, outputs, H, W)."""
+        y = F.conv2d(x, self.weight * self.mask, self.bias, padding=(self.above, self.side))
+        return y[:, :, : x.shape[2]]
+
+
+class ConvCache:
+    """Computes a :class:`CausalConv2d` pixel by pixel: what a row takes from those above it all at once.
+
+    Args:
+        conv: The convolution.
+        num_images: N.
+        height: H of the images.
+        width: W.
+    """
+
+    def __init__(self, conv: CausalConv2d, num_images: int, height: int, width: int) -> None:
+        self.conv = conv
+        weight = (conv.weight * conv.mask).detach()  # (O, I, rows, columns)
+        self._from_above = weight[:, :, : conv.above].contiguous(memory_format=torch.channels_last)
+        self._from_left = weight[:, :, -1, : conv.left].permute(2, 1, 0).flatten(0, 1)  # (left * I, O)
+        padded = (num_images, height + conv.above, width + 2 * conv.side, weight.shape[1])
+        self._inputs = weight.new_zeros(padded)  # (N, H + above, W + 2 side, I)
+        self._base = weight.new_zeros((num_images, width, len(weight)))  # what is known of a row before its first pixel
+        self._row = 0
+
+    def start_row(self, row: int) -> None:
+        """Takes in the rows above, which are complete."""
+        self._row = row
+        if self.conv.above:
+            rows = self._inputs[:, row : row + self.conv.above].permute(0, 3, 1, 2)  # (N, I, above, W + 2 side)
+            self._base = F.conv2d(rows, self._from_above, self.conv.bias)[:, :, 0].transpose(1, 2)  # (N, W, O)
+        elif row == 0 and self.conv.bias is not None:
+            self._base = self._base + self.conv.bias
+
+    def write(self, column: int, value: Tensor) -> None:
+        """Keeps the input (N, I) at a pixel of the row."""
+        self._inputs[:, self._row + self.conv.above, column + self.conv.side] = value
+
+    def at(self, column: int) -> Tensor:
+        """The output (N, O) at a pixel of the row, of which all inputs that it sees are written."""
+        seen = self._inputs[:, self._row + self.conv.above, column : column + self.conv.left]  # (N, left, I)
+        return torch.addmm(self._base[:, column], seen.flatten(1), self._from_left)
+
+
+class Pointwise(nn.Linear):
+    """A 1x1 convolution: a linear map of the channels, of a map (B, C, H, W) or of single pixels (N, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps the channels of (B, C, H, W) or (N, C)."""
+        if x.ndim == 2:
+            return F.linear(x, self.weight, self.bias)
+        return F.conv2d(x, self.weight[:, :, None, None], self.bias)
