@@ -26,6 +26,7 @@ MODELS = {
     "diagonal_bilstm": "lightning_genmodels.models.pixelrnn:DiagonalBiLSTM",
     "eonade": "lightning_genmodels.models.eonade:EoNADE",
     "fvbn": "lightning_genmodels.models.fvbn:FVBN",
+    "gated_pixelcnn": "lightning_genmodels.models.gated_pixelcnn:GatedPixelCNN",
     "joint_table": "lightning_genmodels.models.joint_table:JointTable",
     "made": "lightning_genmodels.models.made:MADE",
     "markov": "lightning_genmodels.models.markov:Markov",

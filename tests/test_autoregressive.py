@@ -23,6 +23,7 @@ from lightning_genmodels.models import (
     ChainRuleTable,
     DiagonalBiLSTM,
     EoNADE,
+    GatedPixelCNN,
     Markov,
     PixelCNN,
     RowLSTM,
@@ -41,6 +42,7 @@ IN_ONE_ORDER: dict[str, Callable[[str], ExplicitModel]] = {
 }
 ROW_BY_ROW: dict[str, Callable[[str], ExplicitModel]] = {
     "pixelcnn": lambda order: PixelCNN(SHAPE, 4, 2, 3, order=order),
+    "gated_pixelcnn": lambda order: GatedPixelCNN(SHAPE, 4, 2, 3, order=order),
     "row_lstm": lambda order: RowLSTM(SHAPE, 4, 2, 3, order=order),
     "diagonal_bilstm": lambda order: DiagonalBiLSTM(SHAPE, 4, 2, 3, order=order),
 }

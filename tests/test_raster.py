@@ -12,13 +12,14 @@ from torch import Tensor
 from lightning_genmodels.base import AutoregressiveModel
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import RASTER_ORDERS, fill_in_order, pixel_order, raster_shape
-from lightning_genmodels.models import DiagonalBiLSTM, PixelCNN, RowLSTM
+from lightning_genmodels.models import DiagonalBiLSTM, GatedPixelCNN, PixelCNN, RowLSTM
 from lightning_genmodels.nn.raster import CausalConv2d, ConvCache
 from lightning_genmodels.nn.recurrent import LineLSTM
 
 SIDE = 12
 MODELS: dict[str, Callable[..., AutoregressiveModel]] = {
     "pixelcnn": lambda shape, order="raster": PixelCNN(shape, 6, 3, 5, order=order),
+    "gated_pixelcnn": lambda shape, order="raster": GatedPixelCNN(shape, 5, 3, 5, 5, order=order),
     "row_lstm": lambda shape, order="raster": RowLSTM(shape, 5, 2, 5, order=order),
     "diagonal_bilstm": lambda shape, order="raster": DiagonalBiLSTM(shape, 5, 2, 5, order=order),
 }
@@ -51,6 +52,12 @@ def test_a_plain_pixelcnn_has_a_blind_spot_to_the_right(row: int, column: int) -
     seen = context(PixelCNN((1, SIDE, SIDE), 8, 12, 3), row, column)
     assert torch.equal(seen, earlier & (right <= up))
     assert (earlier & ~seen).any() == (column < SIDE - 2)
+
+
+@pytest.mark.parametrize(("row", "column"), [(8, 4), (11, 0), (5, 11), (1, 0)])
+def test_a_gated_pixelcnn_sees_every_earlier_pixel(row: int, column: int) -> None:
+    _, _, earlier = offsets(row, column)
+    assert torch.equal(context(GatedPixelCNN((1, SIDE, SIDE), 8, 12, 3, 3), row, column), earlier)
 
 
 @pytest.mark.parametrize(("row", "column"), [(8, 4), (11, 0), (5, 11)])
@@ -108,6 +115,8 @@ def test_other_orders_are_refused(name: str, order: str) -> None:
         lambda: PixelCNN(hidden_size=0),
         lambda: PixelCNN(kernel_size=4),
         lambda: PixelCNN(dropout=1.0),
+        lambda: GatedPixelCNN(num_layers=0),
+        lambda: GatedPixelCNN(first_kernel_size=6),
         lambda: RowLSTM(num_layers=0),
         lambda: RowLSTM(first_kernel_size=2),
         lambda: DiagonalBiLSTM(dropout=-0.1),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import final
 
 import torch
@@ -48,7 +48,7 @@ class RasterModel(AutoregressiveModel, ABC):
     @final
     def _fill(self, x: Tensor, observed: Tensor, uniforms: Tensor) -> Tensor:
         filled = fill_raster(
-            self.net,
+            self.net.conditionals,
             to_raster(x, self.pixel_order, self.raster_shape),
             to_raster(observed, self.pixel_order, self.raster_shape),
             uniforms,
@@ -68,10 +68,15 @@ def from_raster(turned: Tensor, order: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fill_raster(net: RasterNetwork, x: Tensor, observed: Tensor, uniforms: Tensor) -> Tensor:
-    """Draws the pixels that are not observed, row by row; see :func:`lightning_genmodels.functional.fill_in_order`."""
+def fill_raster(
+    conditionals: Callable[[Tensor], Iterator[Tensor]], x: Tensor, observed: Tensor, uniforms: Tensor
+) -> Tensor:
+    """Draws the pixels that are not observed, row by row; see :func:`lightning_genmodels.functional.fill_in_order`.
+
+    ``conditionals`` is what :class:`lightning_genmodels.nn.raster.RasterNetwork` has.
+    """
     x = torch.where(observed, x, torch.zeros_like(x)).contiguous()
     pixels, known = x.flatten(1), observed.flatten(1)  # (N, n), pixels is a view of x
-    for i, logits in enumerate(tracked(net.conditionals(x), pixels.shape[1], "sampling")):
+    for i, logits in enumerate(tracked(conditionals(x), pixels.shape[1], "sampling")):
         pixels[:, i] = draw_pixel(logits, uniforms[:, i], pixels[:, i], known[:, i])
     return x

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lightning_genmodels.models.chain_rule_table import ChainRuleTable
     from lightning_genmodels.models.eonade import EoNADE
     from lightning_genmodels.models.fvbn import FVBN
+    from lightning_genmodels.models.gated_pixelcnn import GatedPixelCNN
     from lightning_genmodels.models.joint_table import JointTable
     from lightning_genmodels.models.made import MADE
     from lightning_genmodels.models.markov import Markov
@@ -26,6 +27,7 @@ __all__ = [
     "ChainRuleTable",
     "DiagonalBiLSTM",
     "EoNADE",
+    "GatedPixelCNN",
     "JointTable",
     "Markov",
     "PixelCNN",
@@ -38,6 +40,7 @@ _MODULES = {
     "DiagonalBiLSTM": "pixelrnn",
     "EoNADE": "eonade",
     "FVBN": "fvbn",
+    "GatedPixelCNN": "gated_pixelcnn",
     "JointTable": "joint_table",
     "MADE": "made",
     "Markov": "markov",

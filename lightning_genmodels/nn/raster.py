@@ -38,7 +38,7 @@ class CausalConv2d(nn.Module):
         inputs: Channels in.
         outputs: Channels out.
         kernel_size: Odd height and width of the whole kernel, or both in one number; a height of 1 sees one row.
-        mask: ``A`` leaves out the pixel itself, as the first layer must; ``B`` has it.
+        mask: ``A`` leaves out the pixel itself, as the first layer must; ``B`` has it; None has the whole row.
         bias: Whether to add one.
     """
 
@@ -49,13 +49,13 @@ class CausalConv2d(nn.Module):
         inputs: int,
         outputs: int,
         kernel_size: int | tuple[int, int],
-        mask: Literal["A", "B"] = "B",
+        mask: Literal["A", "B"] | None = "B",
         bias: bool = True,
     ) -> None:
         super().__init__()
         height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         self.above, self.side = height // 2, width // 2  # rows above, and columns on each side, that are seen
-        self.left = self.side + (mask == "B")  # pixels seen in the row itself
+        self.left = width if mask is None else self.side + (mask == "B")  # pixels seen in the row itself
         visible = torch.ones(self.above + 1, width, device="cpu")
         visible[-1, self.left :] = 0
         self.register_buffer("mask", visible, persistent=False)
@@ -65,8 +65,9 @@ class CausalConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, inputs, H, W) to (B, outputs, H, W)."""
-        y = F.conv2d(x, self.weight * self.mask, self.bias, padding=(self.above, self.side))
-        return y[:, :, : x.shape[2]]
+        # Rows are padded at the top alone: cropping the result instead leaves it, and its gradient, with gaps.
+        x = F.pad(x, (0, 0, self.above, 0)) if self.above else x
+        return F.conv2d(x, self.weight * self.mask, self.bias, padding=(0, self.side))
 
 
 class ConvCache:

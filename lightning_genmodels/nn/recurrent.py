@@ -110,6 +110,9 @@ class LineLSTM(nn.Module):
         return hidden
 
 
+_sigmoid_backward, _tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
+
+
 class _Scan(torch.autograd.Function):
     """All steps of :class:`LineLSTM`."""
 
@@ -153,16 +156,17 @@ class _Scan(torch.autograd.Function):
             grad_h, grad_c = grad_hidden[:, :, line], grad_cells[:, :, line]
             out = cells[:, :, line].tanh()
             torch.mul(grad_h, out, out=to_o)
-            grad_c.add_(grad_h * o * (1 - out * out))
+            grad_c.add_(_tanh_backward(grad_h * o, out))
             torch.mul(grad_c, g, out=to_i)
-            torch.mul(grad_c, i * (1 - g * g), out=to_g)
-            to_f.zero_()
+            _tanh_backward.grad_input(grad_c * i, g, grad_input=to_g)
             now, before = step.shifts[0]
             part = _within(now, line)
+            if part != slice(0, line.stop - line.start):
+                to_f.zero_()
             torch.mul(grad_c[:, :, part], cells[:, :, before], out=to_f[:, :, part])
             grad_cells[:, :, before].addcmul_(grad_c[:, :, part], f[:, :, part])
-            opened = gates[:, : 3 * size, line]
-            grad_gates[:, : 3 * size, line].mul_(opened * (1 - opened))
+            to_opened = grad_gates[:, : 3 * size, line]
+            _sigmoid_backward.grad_input(to_opened, gates[:, : 3 * size, line], grad_input=to_opened)
             for w, grad_w, shift in zip(weight, grad_weight, step.shifts, strict=True):
                 if shift.now.start < shift.now.stop:
                     grad = _block(grad_gates, shift.now)

@@ -1,0 +1,150 @@
+"""The gated PixelCNN (van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves and Kavukcuoglu 2016, "Conditional Image
+Generation with PixelCNN Decoders").
+
+The paper's notation: p is the number of features of a layer, n the size of its filters; the vertical stack sees all
+rows above a pixel, the horizontal stack the pixels to its left, and what the vertical one hands it (fig. 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from lightning_genmodels.base import RasterModel, TrainingOptions
+from lightning_genmodels.errors import OptionError
+from lightning_genmodels.nn.raster import CausalConv2d, ConvCache, Pointwise, RasterNetwork
+
+
+def _gate(y: Tensor) -> Tensor:
+    """Tanh(W_f * x) times sigmoid(W_g * x), from both convolutions at once (eq. 2)."""
+    f, g = y.chunk(2, dim=1)
+    return torch.tanh(f) * torch.sigmoid(g)
+
+
+class _Layer(nn.Module):
+    """One layer of both stacks (fig. 2); the first has no residual connection, and must not see the pixel itself.
+
+    The features of the vertical stack at row i have seen row i; they move down by one row on their way to the
+    horizontal stack. So no vertical convolution needs a mask.
+    """
+
+    def __init__(self, inputs: int, p: int, n: int, dropout: float, first: bool = False) -> None:
+        super().__init__()
+        self.vertical = CausalConv2d(inputs, 2 * p, n, None)
+        self.horizontal = CausalConv2d(inputs, 2 * p, (1, n), "A" if first else "B")
+        self.link = Pointwise(2 * p, 2 * p, bias=False)
+        self.mix = Pointwise(p, p)
+        self.first = first
+        self.dropout = dropout
+
+    def forward(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.vertical(v)
+        above = F.pad(self.link(y), (0, 0, 1, -1))
+        return _gate(y), self.add(None if self.first else h, self.horizontal(h) + above)
+
+    def add(self, h: Tensor | None, y: Tensor) -> Tensor:
+        """Output of the horizontal stack, from its input and what comes before the gate."""
+        out: Tensor = self.mix(F.dropout(_gate(y), self.dropout, self.training))
+        return out if h is None else h + out
+
+
+class _Network(RasterNetwork):
+    def __init__(self, p: int, layers: int, first_n: int, n: int, dropout: float) -> None:
+        super().__init__()
+        first = _Layer(1, p, first_n, dropout, first=True)
+        self.layers: Any = nn.ModuleList([first, *(_Layer(p, p, n, dropout) for _ in range(layers - 1))])
+        self.head = Pointwise(p, 2 * p)
+        self.output = Pointwise(2 * p, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = h = x
+        for layer in self.layers:
+            v, h = layer(v, h)
+            if layer.first:
+                v, h = (stack.contiguous(memory_format=torch.channels_last) for stack in (v, h))
+        return self._logits(h)
+
+    def _logits(self, h: Tensor) -> Tensor:
+        logits: Tensor = self.output(F.relu(self.head(F.relu(h))))
+        return logits
+
+    def conditionals(self, x: Tensor) -> Iterator[Tensor]:
+        size, _, height, width = x.shape
+        rows = [_LastRows(layer.vertical, size, width) for layer in self.layers]
+        caches = [ConvCache(layer.horizontal, size, height, width) for layer in self.layers]
+        above = [x.new_zeros((size, len(layer.link.weight), width)) for layer in self.layers]  # to the horizontal stack
+        for i in range(height):
+            if i > 0:
+                v = x[:, :, i - 1]
+                for index, layer in enumerate(self.layers):  # a row of the vertical stack at a time
+                    y = rows[index].next(v)  # (N, 2p, 1, W)
+                    above[index], v = layer.link(y)[:, :, 0], _gate(y)[:, :, 0]
+            for cache in caches:
+                cache.start_row(i)
+            for j in range(width):
+                h: Tensor | None = None
+                for layer, cache, from_above in zip(self.layers, caches, above, strict=True):
+                    if h is not None:
+                        cache.write(j, h)
+                    h = layer.add(h, cache.at(j) + from_above[:, :, j])
+                yield self._logits(h)[:, 0]
+                caches[0].write(j, x[:, :, i, j])
+
+
+class _LastRows:
+    """Computes a convolution of the vertical stack row by row, from the last rows that it saw."""
+
+    def __init__(self, conv: CausalConv2d, num_images: int, width: int) -> None:
+        self.conv = conv
+        self.rows = conv.weight.new_zeros((num_images, conv.weight.shape[1], conv.above + 1, width))
+
+    def next(self, row: Tensor) -> Tensor:
+        """The output (N, O, 1, W) at the row (N, I, W) that follows."""
+        self.rows = torch.cat([self.rows[:, :, 1:], row.unsqueeze(2)], dim=2)
+        return F.conv2d(self.rows, self.conv.weight, self.conv.bias, padding=(0, self.conv.side))
+
+
+class GatedPixelCNN(RasterModel):
+    """p(x_i = 1 | x_<i) by two stacks of gated convolutions, which together see every earlier pixel.
+
+    Args:
+        event_shape: (1, H, W) of one image.
+        hidden_size: p, features of a layer.
+        num_layers: Layers of both stacks, the first of which has no residual connection.
+        first_kernel_size: n of the first layer.
+        kernel_size: n of the others.
+        dropout: Probability with which a gated feature is dropped in training; the paper has none.
+        order: One of the eight symmetries of the raster; see :data:`lightning_genmodels.functional.RASTER_ORDERS`.
+        options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
+
+    Raises:
+        OptionError: A number below one, an even kernel size, a dropout outside of [0, 1), another pixel order.
+    """
+
+    small = {"event_shape": (1, 2, 3), "hidden_size": 3, "num_layers": 2, "first_kernel_size": 3, "kernel_size": 3}
+
+    def __init__(
+        self,
+        event_shape: Sequence[int] = (1, 28, 28),
+        hidden_size: int = 64,
+        num_layers: int = 8,
+        first_kernel_size: int = 7,
+        kernel_size: int = 5,
+        dropout: float = 0.0,
+        order: str = "raster",
+        **options: Unpack[TrainingOptions],
+    ) -> None:
+        super().__init__(event_shape, order, **options)
+        is_odd = all(size > 0 and size % 2 for size in (first_kernel_size, kernel_size))
+        if min(hidden_size, num_layers) < 1 or not is_odd or not 0.0 <= dropout < 1.0:
+            raise OptionError(
+                f"expected hidden_size and num_layers of at least 1, odd kernel sizes and a dropout in [0, 1), got "
+                f"hidden_size={hidden_size}, num_layers={num_layers}, first_kernel_size={first_kernel_size}, "
+                f"kernel_size={kernel_size}, dropout={dropout}"
+            )
+        self.net = _Network(hidden_size, num_layers, first_kernel_size, kernel_size, dropout)
