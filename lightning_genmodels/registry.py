@@ -32,6 +32,7 @@ MODELS = {
     "markov": "lightning_genmodels.models.markov:Markov",
     "nade": "lightning_genmodels.models.nade:NADE",
     "pixelcnn": "lightning_genmodels.models.pixelrnn:PixelCNN",
+    "pixelsnail": "lightning_genmodels.models.pixelsnail:PixelSNAIL",
     "row_lstm": "lightning_genmodels.models.pixelrnn:RowLSTM",
     "vae": "lightning_genmodels.models.vae:VAE",
 }

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_genmodels.base import AutoregressiveModel
+from lightning_genmodels.base import RasterModel
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import RASTER_ORDERS, fill_in_order, pixel_order, raster_shape
-from lightning_genmodels.models import DiagonalBiLSTM, GatedPixelCNN, PixelCNN, RowLSTM
+from lightning_genmodels.models import DiagonalBiLSTM, GatedPixelCNN, PixelCNN, PixelSNAIL, RowLSTM
 from lightning_genmodels.nn.raster import CausalConv2d, ConvCache
 from lightning_genmodels.nn.recurrent import LineLSTM
 
 SIDE = 12
-MODELS: dict[str, Callable[..., AutoregressiveModel]] = {
+MODELS: dict[str, Callable[..., RasterModel]] = {
     "pixelcnn": lambda shape, order="raster": PixelCNN(shape, 6, 3, 5, order=order),
     "gated_pixelcnn": lambda shape, order="raster": GatedPixelCNN(shape, 5, 3, 5, 5, order=order),
     "row_lstm": lambda shape, order="raster": RowLSTM(shape, 5, 2, 5, order=order),
@@ -25,7 +26,7 @@ MODELS: dict[str, Callable[..., AutoregressiveModel]] = {
 }
 
 
-def context(model: AutoregressiveModel, row: int, column: int) -> Tensor:
+def context(model: RasterModel, row: int, column: int) -> Tensor:
     """Which pixels (H, W) the gradient of one conditional reaches, for any of some random images."""
     torch.manual_seed(0)
     model = model.double().eval()
@@ -102,6 +103,61 @@ def test_logits_from_caches_equal_those_of_a_full_evaluation(name: str) -> None:
         torch.testing.assert_close(kept, model.net(x), rtol=0, atol=1e-12)
 
 
+def pixelsnail(side: int, **options: Any) -> PixelSNAIL:
+    """A small one in float64, with parameters far from their initial values: those open gates that start closed."""
+    torch.manual_seed(0)
+    given = {"channels": 6, "num_layers": 4, "attention_every": 2, "first_kernel_size": 3, "heads": 2, "head_size": 4}
+    model = PixelSNAIL((1, side, side), **{**given, **options}).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model
+
+
+@pytest.mark.parametrize("order", RASTER_ORDERS)
+def test_a_pixelsnail_sees_every_earlier_pixel_in_every_order(order: str) -> None:
+    model = pixelsnail(SIDE, orders=("raster_rot90", order))
+    place = model.pixel_orders[1].argsort().view(SIDE, SIDE)
+    for row, column in [(8, 4), (11, 0), (0, 6)]:
+        x = torch.randint(2, (8, 1, SIDE, SIDE)).double().requires_grad_()
+        (gradient,) = torch.autograd.grad(model.conditional_logits(x, 1)[:, 0, row, column].sum(), x)
+        assert torch.equal((gradient != 0).any(0)[0], place < place[row, column])
+
+
+def test_a_pixelsnail_draws_from_caches_what_full_evaluations_draw() -> None:
+    model = pixelsnail(7, orders=RASTER_ORDERS)
+    uniforms, which = torch.rand((24, 49), dtype=torch.float64), torch.arange(24) % 8
+    x = torch.randint(2, (24, 1, 7, 7)).double()
+    for observed in (torch.zeros_like(x, dtype=torch.bool), torch.rand(x.shape) < 0.4):
+        drawn = model._fill(x, observed, uniforms, which)
+        for index, order in enumerate(model.pixel_orders):
+            rows = which == index
+            naive = fill_in_order(
+                lambda x, index=index: model.conditional_logits(x, index),
+                order,
+                x[rows],
+                observed[rows],
+                uniforms[rows],
+            )
+            assert torch.equal(drawn[rows], naive)
+
+
+def test_a_pixelsnail_without_attention_or_with_one_order_is_one_too() -> None:
+    assert torch.isfinite(pixelsnail(5, attention_every=0).log_prob(torch.ones(2, 1, 5, 5))).all()
+    assert torch.isfinite(pixelsnail(5, orders=("raster_flip",)).log_prob(torch.ones(2, 1, 5, 5))).all()
+
+
+def test_a_pixelsnail_validates_and_trains_on_single_orders() -> None:
+    model = pixelsnail(5, orders=RASTER_ORDERS)
+    x = torch.randint(2, (400, 1, 5, 5)).double()
+    with torch.no_grad():
+        by_order = model.log_prob_by_order(x)
+        in_turn = by_order[torch.arange(400) % 8, torch.arange(400)]
+        torch.testing.assert_close(model._validation_log_prob(x), in_turn)
+        losses = torch.stack([model.training_loss(x) for _ in range(20)])
+    assert abs(losses.mean() + by_order.mean()) < 4 * losses.std() / 20**0.5
+
+
 @pytest.mark.parametrize("name", list(MODELS))
 @pytest.mark.parametrize("order", ["snake", "hilbert", "random", "snake_rot90"])
 def test_other_orders_are_refused(name: str, order: str) -> None:
@@ -117,12 +173,17 @@ def test_other_orders_are_refused(name: str, order: str) -> None:
         lambda: PixelCNN(dropout=1.0),
         lambda: GatedPixelCNN(num_layers=0),
         lambda: GatedPixelCNN(first_kernel_size=6),
+        lambda: PixelSNAIL(heads=0),
+        lambda: PixelSNAIL(attention_every=-1),
+        lambda: PixelSNAIL(kernel_size=2),
+        lambda: PixelSNAIL(orders=()),
+        lambda: PixelSNAIL(orders=("raster", "hilbert")),
         lambda: RowLSTM(num_layers=0),
         lambda: RowLSTM(first_kernel_size=2),
         lambda: DiagonalBiLSTM(dropout=-0.1),
     ],
 )
-def test_options_without_sense_are_refused(build: Callable[[], AutoregressiveModel]) -> None:
+def test_options_without_sense_are_refused(build: Callable[[], RasterModel]) -> None:
     with pytest.raises(OptionError, match="expected"):
         build()
 

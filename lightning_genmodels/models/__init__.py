@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lightning_genmodels.models.markov import Markov
     from lightning_genmodels.models.nade import NADE
     from lightning_genmodels.models.pixelrnn import DiagonalBiLSTM, PixelCNN, RowLSTM
+    from lightning_genmodels.models.pixelsnail import PixelSNAIL
     from lightning_genmodels.models.vae import VAE
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "JointTable",
     "Markov",
     "PixelCNN",
+    "PixelSNAIL",
     "RowLSTM",
 ]
 
@@ -46,6 +48,7 @@ _MODULES = {
     "Markov": "markov",
     "NADE": "nade",
     "PixelCNN": "pixelrnn",
+    "PixelSNAIL": "pixelsnail",
     "RowLSTM": "pixelrnn",
     "VAE": "vae",
 }

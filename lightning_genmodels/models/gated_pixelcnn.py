@@ -87,11 +87,12 @@ class _Network(RasterNetwork):
             for cache in caches:
                 cache.start_row(i)
             for j in range(width):
-                h: Tensor | None = None
+                h = None
                 for layer, cache, from_above in zip(self.layers, caches, above, strict=True):
                     if h is not None:
                         cache.write(j, h)
                     h = layer.add(h, cache.at(j) + from_above[:, :, j])
+                assert h is not None
                 yield self._logits(h)[:, 0]
                 caches[0].write(j, x[:, :, i, j])
 
