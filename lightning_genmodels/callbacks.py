@@ -10,6 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from torchmetrics import Metric
 
 from lightning_genmodels.base import GenerativeModel, TabularModel
 from lightning_genmodels.images import grid, write_png
@@ -134,6 +135,19 @@ def log_image(logger: Logger, name: str, pixels: np.ndarray, step: int) -> None:
         logger.experiment.add_image(name, pixels, step, dataformats="HW")
     elif isinstance(logger, WandbLogger):
         logger.log_image(name, [pixels], step=step)  # uint8: a float image would be saved black
+
+
+class CompileNetworks(Callback):
+    """Compiles the networks of a model in place when training starts, which keeps the names of their weights.
+
+    The model itself is left alone: its steps log, which does not compile.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Marks every network for compilation, which happens when it is first called."""
+        for child in pl_module.children():
+            if not isinstance(child, Metric):
+                child.compile()
 
 
 def exponential_moving_average(decay: float) -> EMAWeightAveraging:

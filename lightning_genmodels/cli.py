@@ -30,6 +30,7 @@ from lightning_genmodels.errors import GenmodelsError, OptionError, WeightsError
 from lightning_genmodels.files import write_atomically
 from lightning_genmodels.hub import verify as checks
 from lightning_genmodels.images import read_images, read_mask, write_array, write_images
+from lightning_genmodels.progress import shown
 from lightning_genmodels.registry import list_models, model_class, model_name
 from lightning_genmodels.weights import registry
 
@@ -81,6 +82,7 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The options that recipes have beyond Lightning's."""
         parser.add_argument("--ema", type=float | None, default=None, help="Decay of an average of the weights.")
+        parser.add_argument("--compile", type=bool, default=False, help="Compile the networks before training.")
         parser.add_argument(
             "--save_every_n_batches", type=int, default=0, help="Also save last.ckpt within an epoch; 0 for never."
         )
@@ -98,6 +100,7 @@ class TrainingCLI(LightningCLI):
             config["logger"] = self._loggers(root)
         extra = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
         if self.subcommand == "fit":
+            extra += [callbacks.CompileNetworks()] if self._get(self.config_init, "compile") else []
             decay = self._get(self.config_init, "ema")
             # The grid comes before the average is swapped back; the last checkpoint holds the state of all others.
             extra += [callbacks.exponential_moving_average(decay)] if decay is not None else []
@@ -141,6 +144,7 @@ def sample(
     num_samples: int = 64,
     grid: int | None = None,
     seed: int = 0,
+    progress: bool = True,
 ) -> None:
     """Draws images from a trained model.
 
@@ -150,11 +154,14 @@ def sample(
         num_samples: Number of images.
         grid: Draw a square grid with this many images a side, instead of num_samples.
         seed: Seed of the samples.
+        progress: Show a bar while a slow model draws pixel by pixel, if standard error is a terminal.
     """
     model = hub.load(name)
     out = out or Path(f"{Path(name).name}_samples.png")
     count = grid**2 if grid else num_samples
-    write_images(out, model.sample(count, generator=torch.Generator().manual_seed(seed)), grid)
+    with shown(progress):
+        samples = model.sample(count, generator=torch.Generator().manual_seed(seed))
+    write_images(out, samples, grid)
     print(f"{count} samples of {name}: {out}")
 
 
@@ -199,7 +206,14 @@ def encode(name: str, images: Path, out: Path) -> None:
     print(f"{len(codes)} codes of {codes.shape[1]} numbers: {out.with_suffix('.npy')}")
 
 
-def complete(name: str, images: Path, observed: str = "top", out: Path | None = None, seed: int = 0) -> None:
+def complete(
+    name: str,
+    images: Path,
+    observed: str = "top",
+    out: Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> None:
     """Draws what is missing from images, given the rest, with a model that has a pixel order.
 
     The draw is exact where the observed pixels come first in the order, and else ignores what is observed later.
@@ -211,6 +225,7 @@ def complete(name: str, images: Path, observed: str = "top", out: Path | None = 
             image (N, H, W), non-zero where a pixel is observed.
         out: A .png file for a grid, or a .npy file. Default: NAME_completed.png.
         seed: Seed of the draw.
+        progress: Show a bar while a slow model draws pixel by pixel, if standard error is a terminal.
     """
     model = hub.load(name)
     if not isinstance(model, AutoregressiveModel | OrderMixture):
@@ -218,7 +233,9 @@ def complete(name: str, images: Path, observed: str = "top", out: Path | None = 
     x = read_images(images, model.event_shape)
     mask = read_mask(observed, model.event_shape)
     out = out or Path(f"{Path(name).name}_completed.png")
-    write_images(out, model.complete(x, mask, generator=torch.Generator().manual_seed(seed)))
+    with shown(progress):
+        completed = model.complete(x, mask, generator=torch.Generator().manual_seed(seed))
+    write_images(out, completed)
     print(f"{len(x)} images completed by {name}: {out}")
 
 

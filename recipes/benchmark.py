@@ -22,7 +22,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_genmodels import BinarizedMNISTDataModule
-from lightning_genmodels.models import NADE
+from lightning_genmodels.base import AutoregressiveModel, GenerativeModel, OrderMixture
+from lightning_genmodels.functional import bernoulli_log_prob
+from lightning_genmodels.models import NADE, DiagonalBiLSTM, GatedPixelCNN, PixelCNN, PixelSNAIL, RowLSTM
+from lightning_genmodels.nn.raster import CausalConv2d
 
 
 def seconds(function: Callable[[], Any], repeats: int = 3) -> float:
@@ -152,11 +155,87 @@ def benchmark_nade_sampling() -> None:
     )
 
 
+ROW_BY_ROW: dict[str, Callable[[], AutoregressiveModel | OrderMixture]] = {
+    "pixelcnn": lambda: PixelCNN(hidden_size=32),
+    "gated_pixelcnn": lambda: GatedPixelCNN(hidden_size=32, num_layers=7, kernel_size=3),
+    "row_lstm": lambda: RowLSTM(),
+    "diagonal_bilstm": lambda: DiagonalBiLSTM(),
+    "pixelsnail": lambda: PixelSNAIL(channels=32, num_layers=6, attention_every=3, heads=2, head_size=16),
+}
+
+
+@torch.no_grad()
+def benchmark_raster_sampling() -> None:
+    """Sampling 64 images from networks that go row by row: full evaluations, extrapolated from 16, against ours."""
+    x = digits_like(64)
+    for name, build in ROW_BY_ROW.items():
+        model = build().eval()
+
+        def full_evaluations(model: AutoregressiveModel | OrderMixture = model) -> None:
+            for _ in range(16):
+                if isinstance(model, OrderMixture):
+                    model.conditional_logits(x, 0)
+                else:
+                    model.conditional_logits(x)
+
+        slow = seconds(full_evaluations, repeats=1) * 784 / 16
+        report(f"sampling 64 {name} images, extrapolated", slow, seconds(lambda model=model: model.sample(64)))
+
+
+def training_seconds(model: GenerativeModel, x: Tensor, loss: Callable[[Tensor], Tensor] | None = None) -> float:
+    """Time of a training step without its optimizer."""
+
+    def step() -> None:
+        model.zero_grad()
+        (loss or model.training_loss)(x).backward()
+
+    return seconds(step)
+
+
+def plain_convolution(conv: CausalConv2d, x: Tensor) -> Tensor:
+    """A causal convolution as it is commonly written: a whole kernel, most of which is masked."""
+    whole = torch.nn.functional.pad(conv.weight * conv.mask, (0, 0, 0, conv.above))
+    return torch.nn.functional.conv2d(x, whole, conv.bias, padding=(conv.above, conv.side))
+
+
+def plain_gated_pixelcnn(model: GatedPixelCNN, x: Tensor) -> Tensor:
+    """The loss of a gated PixelCNN as it is commonly written, in PyTorch's default memory format."""
+    v, h = x, None
+    for layer in model.net.layers:
+        y = plain_convolution(layer.vertical, v)
+        above = torch.nn.functional.pad(layer.link(y), (0, 0, 1, -1))
+        h = layer.add(h, plain_convolution(layer.horizontal, x if h is None else h) + above)
+        f, g = y.chunk(2, dim=1)
+        v = torch.tanh(f) * torch.sigmoid(g)
+    return -bernoulli_log_prob(model.net._logits(h), x).mean()
+
+
+def benchmark_gated_training() -> None:
+    """A training step of the gated PixelCNN on 50 images: as commonly written, against ours, compiled."""
+    model, x = GatedPixelCNN(hidden_size=32, num_layers=7, kernel_size=3), digits_like(50)
+    torch.testing.assert_close(plain_gated_pixelcnn(model, x), model.training_loss(x))
+    plain = training_seconds(model, x, lambda x: plain_gated_pixelcnn(model, x))
+    report("gated PixelCNN training step", plain, training_seconds(model, x))
+    model.net.compile()
+    report("gated PixelCNN training step, compiled", plain, training_seconds(model, x))
+
+
+def benchmark_lstm_training() -> None:
+    """A training step of the recurrent models on 50 images, against one of a PixelCNN with as many layers."""
+    x = digits_like(50)
+    pixelcnn = training_seconds(PixelCNN(hidden_size=16), x)
+    for model in (DiagonalBiLSTM(), RowLSTM()):
+        report(f"{type(model).__name__} training step", training_seconds(model, x), pixelcnn, than="a PixelCNN's")
+
+
 BENCHMARKS = {
     "data": benchmark_data,
     "load": benchmark_load,
     "nade_training": benchmark_nade_training,
     "nade_sampling": benchmark_nade_sampling,
+    "raster_sampling": benchmark_raster_sampling,
+    "gated_training": benchmark_gated_training,
+    "lstm_training": benchmark_lstm_training,
 }
 
 

@@ -69,8 +69,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("recipe", RECIPES, ids=[path.stem for path in RECIPES])
 def test_every_recipe_trains_and_its_checkpoint_loads(recipe: Path, run_folder: Path) -> None:
     config = yaml.safe_load(recipe.read_text())
-    batch = min(config["data"]["batch_size"], 100)
-    main(["fit", "--config", str(recipe), *SHORT, f"--data.batch_size={batch}", "--trainer.default_root_dir=run"])
+    batch = min(config["data"]["batch_size"], 4 if recipe.stem.endswith("_gpu") else 100)
+    short = [*SHORT, f"--data.batch_size={batch}", "--trainer.limit_val_batches=2", "--samples.num_samples=4"]
+    main(["fit", "--config", str(recipe), *short, "--trainer.default_root_dir=run"])
     for path in (best_path("run"), last_path("run")):
         assert load(path).sample(2).shape == (2, *load(path).event_shape)
     resolved = yaml.safe_load(Path("run/config.yaml").read_text())
@@ -98,6 +99,29 @@ def test_training_leaves_checkpoints_config_grid_and_log(trained: Path) -> None:
     assert "val/nelbo" in metrics
     checkpoint = torch.load(best_path(trained), weights_only=True)
     assert list(checkpoint["hyper_parameters"]["event_shape"]) == [1, 28, 28]
+
+
+@pytest.mark.slow
+def test_compiled_training_keeps_the_names_of_the_weights(run_folder: Path) -> None:
+    options = ["--model.hidden_size=2", "--model.num_layers=1", "--ema=0.9", "--samples.every_n_epochs=0"]
+    main(["fit", "--model=pixelcnn", *options, *SHORT, "--compile=true", "--trainer.default_root_dir=run"])
+    state = torch.load(last_path("run"), weights_only=True)["state_dict"]
+    assert not any("_orig_mod" in key for key in state)
+    assert load(last_path("run")).sample(1).shape == (1, 1, 28, 28)
+
+
+def test_sampling_shows_its_progress_on_a_terminal_alone(
+    run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_class("pixelcnn")(event_shape=(1, 5, 5), hidden_size=2, num_layers=1).save_pretrained("weights")
+    main(["sample", "./weights", "--grid", "2", "--out", "grid.png"])
+    assert Path("grid.png").is_file()
+    assert "sampling" not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    main(["sample", "./weights", "--grid", "2", "--out", "grid.png"])
+    assert "sampling" in capsys.readouterr().err
+    main(["sample", "./weights", "--grid", "2", "--out", "grid.png", "--progress", "false"])
+    assert "sampling" not in capsys.readouterr().err
 
 
 def test_averaged_weights_are_what_is_saved(run_folder: Path) -> None:

@@ -21,10 +21,14 @@ class Published:
 
 
 STATIC: dict[str, Published] = {
+    "diagonal_bilstm": Published(79.20, "exact", "van den Oord et al. 2016, 7 layers; 80.75 with 1"),
     "eonade": Published(85.10, "exact mixture of 128 orders", "Uria, Murray and Larochelle 2014"),
     "fvbn": Published(97.45, "exact", "Larochelle and Murray 2011"),
+    "gated_pixelcnn": Published(80.10, "exact", "as the PixelVAE paper reports it, Gulrajani et al. 2017"),
     "made": Published(88.04, "exact mixture of 32 masks", "Germain et al. 2015"),
     "nade": Published(88.33, "exact", "Larochelle and Murray 2011, as later papers report it"),
+    "pixelcnn": Published(81.30, "exact", "van den Oord et al. 2016"),
+    "row_lstm": Published(80.54, "exact", "van den Oord et al. 2016"),
     "vae": Published(88.71, "IW-5000", "Burda et al. 2016"),
 }
 """By model, on the static binarization."""
