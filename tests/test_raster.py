@@ -209,9 +209,9 @@ def test_a_causal_convolution_and_its_cache_equal_a_masked_one(mask: str, kernel
     full[:, :, rows // 2, columns // 2 + (mask == "B") :] = 0
     expected = F.conv2d(x, full, conv.bias, padding=(rows // 2, columns // 2))
     torch.testing.assert_close(conv(x), expected)
-    cache = ConvCache(conv, 4, 6, 5)
+    cache = ConvCache(conv, 4, 5)
     for i in range(6):
-        cache.start_row(i)
+        cache.start_row()
         for j in range(5):
             if mask == "B":
                 cache.write(j, x[:, :, i, j])

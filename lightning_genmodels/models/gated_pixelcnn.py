@@ -43,9 +43,10 @@ class _Layer(nn.Module):
         self.dropout = dropout
 
     def forward(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        y = self.vertical(v)
+        """Maps the vertical stack, before its gate, and the horizontal one; both are the image for the first layer."""
+        y = self.vertical(v if self.first else _gate(v))
         above = F.pad(self.link(y), (0, 0, 1, -1))
-        return _gate(y), self.add(None if self.first else h, self.horizontal(h) + above)
+        return y, self.add(None if self.first else h, self.horizontal(h) + above)
 
     def add(self, h: Tensor | None, y: Tensor) -> Tensor:
         """Output of the horizontal stack, from its input and what comes before the gate."""
@@ -76,7 +77,7 @@ class _Network(RasterNetwork):
     def conditionals(self, x: Tensor) -> Iterator[Tensor]:
         size, _, height, width = x.shape
         rows = [_LastRows(layer.vertical, size, width) for layer in self.layers]
-        caches = [ConvCache(layer.horizontal, size, height, width) for layer in self.layers]
+        caches = [ConvCache(layer.horizontal, size, width) for layer in self.layers]
         above = [x.new_zeros((size, len(layer.link.weight), width)) for layer in self.layers]  # to the horizontal stack
         for i in range(height):
             if i > 0:
@@ -85,7 +86,7 @@ class _Network(RasterNetwork):
                     y = rows[index].next(v)  # (N, 2p, 1, W)
                     above[index], v = layer.link(y)[:, :, 0], _gate(y)[:, :, 0]
             for cache in caches:
-                cache.start_row(i)
+                cache.start_row()
             for j in range(width):
                 h = None
                 for layer, cache, from_above in zip(self.layers, caches, above, strict=True):

@@ -60,11 +60,11 @@ class _PixelCNNNetwork(RasterNetwork):
 
     def conditionals(self, x: Tensor) -> Iterator[Tensor]:
         size, _, height, width = x.shape
-        first = ConvCache(self.first, size, height, width)
-        caches = [ConvCache(block.conv, size, height, width) for block in self.blocks]
+        first = ConvCache(self.first, size, width)
+        caches = [ConvCache(block.conv, size, width) for block in self.blocks]
         for i in range(height):
             for cache in (first, *caches):
-                cache.start_row(i)
+                cache.start_row()
             for j in range(width):
                 h = first.at(j)  # (N, 2h)
                 for block, cache in zip(self.blocks, caches, strict=True):
@@ -159,12 +159,12 @@ class _RowLSTMNetwork(_LSTMNetwork):
 
     def conditionals(self, x: Tensor) -> Iterator[Tensor]:
         size, _, height, width = x.shape
-        first = ConvCache(self.first, size, height, width)
+        first = ConvCache(self.first, size, width)
         weights = torch.stack([torch.cat(list(layer.lstm.weight[:, 0]), dim=1) for layer in self.layers])  # (L, 4h, 3h)
         hidden = x.new_zeros((len(self.layers), weights.shape[-1] // 3, width, size))  # (L, h, W, N) of the row above
         cells = torch.zeros_like(hidden)
         for i in range(height):
-            first.start_row(i)
+            first.start_row()
             seen = torch.cat([F.pad(hidden, (0, 0, -offset, offset)) for offset in (0, -1, 1)], dim=1)
             above = (weights @ seen.flatten(2)).view(len(self.layers), -1, width, size)  # (L, 4h, W, N)
             lefts = [x.new_zeros((len(self.first.weight), size)) for _ in self.layers]  # inputs at the pixel before
@@ -270,7 +270,7 @@ class _DiagonalBiLSTMNetwork(_LSTMNetwork):
     def conditionals(self, x: Tensor) -> Iterator[Tensor]:
         size, _, height, width = x.shape
         columns = width + 1
-        first = ConvCache(self.first, size, height, columns)
+        first = ConvCache(self.first, size, columns)
         count, features = len(self.layers), len(self.first.weight)
         # Of both directions, for all layers: (L, 4h, 2h), (L, 4h, 1), and (L, 4h, h) from beside and from above.
         into = torch.stack([layer.input_to_state for layer in self.layers], dim=1)
@@ -280,7 +280,7 @@ class _DiagonalBiLSTMNetwork(_LSTMNetwork):
         left = x.new_zeros((count, features // 2, columns, size))  # (L, h, W + 1, N) states of a row
         right = torch.zeros_like(left)  # those of the row above it
         for i in range(height):
-            first.start_row(i)
+            first.start_row()
             if i > 0:
                 right = self._from_right(into[1], bias[1], beside[1], above[1], inputs, right)
             base = torch.baddbmm(bias[0], above[0], left.flatten(2)).view(count, -1, columns, size)  # (L, 4h, W + 1, N)

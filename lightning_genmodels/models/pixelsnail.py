@@ -152,8 +152,8 @@ class _Network(nn.Module):
     def conditionals(self, x: Tensor, which: Tensor) -> Iterator[Tensor]:
         """Yields the log-odds (N,) of one pixel after the other, as :class:`RasterNetwork` does."""
         size, _, height, width = x.shape
-        first = ConvCache(self.first, size, height, width)
-        caches = [ConvCache(block.conv, size, height, width) for block in self.blocks]
+        first = ConvCache(self.first, size, width)
+        caches = [ConvCache(block.conv, size, width) for block in self.blocks]
         keys_values = [
             x.new_zeros((2, size, block.heads, height * width, len(block.project.weight) // 3 // block.heads))
             for block in self.attention
@@ -162,7 +162,7 @@ class _Network(nn.Module):
         before = x.new_zeros((size, 1))
         for i in range(height):
             for cache in (first, *caches):
-                cache.start_row(i)
+                cache.start_row()
             for j in range(width):
                 h = first.at(j) + positions[i, j] + before * self.previous  # (N, C)
                 now = i * width + j
@@ -204,6 +204,8 @@ class PixelSNAIL(OrderMixture):
     Raises:
         OptionError: A number below one, an even kernel size, a dropout outside of [0, 1), another pixel order.
     """
+
+    sample_chunk = 200  # it keeps the keys and values of all pixels
 
     monitor = "val/nll_of_one_order"
     """Mean over images, each in one order, in nats per image: higher than what the mixture will have."""

@@ -71,41 +71,40 @@ class CausalConv2d(nn.Module):
 
 
 class ConvCache:
-    """Computes a :class:`CausalConv2d` pixel by pixel: what a row takes from those above it all at once.
+    """Computes a :class:`CausalConv2d` pixel by pixel, from the rows it sees; what comes from above, a row at a time.
 
     Args:
         conv: The convolution.
         num_images: N.
-        height: H of the images.
-        width: W.
+        width: W of the images.
     """
 
-    def __init__(self, conv: CausalConv2d, num_images: int, height: int, width: int) -> None:
+    def __init__(self, conv: CausalConv2d, num_images: int, width: int) -> None:
         self.conv = conv
         weight = (conv.weight * conv.mask).detach()  # (O, I, rows, columns)
         self._from_above = weight[:, :, : conv.above].contiguous(memory_format=torch.channels_last)
         self._from_left = weight[:, :, -1, : conv.left].permute(2, 1, 0).flatten(0, 1)  # (left * I, O)
-        padded = (num_images, height + conv.above, width + 2 * conv.side, weight.shape[1])
-        self._inputs = weight.new_zeros(padded)  # (N, H + above, W + 2 side, I)
+        # Inputs (N, above + 1, W + 2 side, I) of the rows that are seen, the last of which is the one at hand.
+        self._rows = weight.new_zeros((num_images, conv.above + 1, width + 2 * conv.side, weight.shape[1]))
         self._base = weight.new_zeros((num_images, width, len(weight)))  # what is known of a row before its first pixel
-        self._row = 0
+        if conv.bias is not None:
+            self._base += conv.bias.detach()
 
-    def start_row(self, row: int) -> None:
-        """Takes in the rows above, which are complete."""
-        self._row = row
+    def start_row(self) -> None:
+        """Goes on to the next row; those above it are complete."""
         if self.conv.above:
-            rows = self._inputs[:, row : row + self.conv.above].permute(0, 3, 1, 2)  # (N, I, above, W + 2 side)
-            self._base = F.conv2d(rows, self._from_above, self.conv.bias)[:, :, 0].transpose(1, 2)  # (N, W, O)
-        elif row == 0 and self.conv.bias is not None:
-            self._base = self._base + self.conv.bias
+            self._rows = torch.cat([self._rows[:, 1:], torch.zeros_like(self._rows[:, :1])], dim=1)
+            above = self._rows[:, :-1].permute(0, 3, 1, 2)  # (N, I, above, W + 2 side)
+            self._base = F.conv2d(above, self._from_above, self.conv.bias)[:, :, 0].transpose(1, 2)  # (N, W, O)
+        # With a height of 1, what the last row left to the right of a pixel is never looked at.
 
     def write(self, column: int, value: Tensor) -> None:
         """Keeps the input (N, I) at a pixel of the row."""
-        self._inputs[:, self._row + self.conv.above, column + self.conv.side] = value
+        self._rows[:, -1, column + self.conv.side] = value
 
     def at(self, column: int) -> Tensor:
         """The output (N, O) at a pixel of the row, of which all inputs that it sees are written."""
-        seen = self._inputs[:, self._row + self.conv.above, column : column + self.conv.left]  # (N, left, I)
+        seen = self._rows[:, -1, column : column + self.conv.left]  # (N, left, I)
         return torch.addmm(self._base[:, column], seen.flatten(1), self._from_left)
 
 
