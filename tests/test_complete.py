@@ -14,7 +14,7 @@ from lightning_genmodels.base import GenerativeModel
 from lightning_genmodels.cli import main
 from lightning_genmodels.errors import ImageError
 from lightning_genmodels.images import read_mask
-from lightning_genmodels.models import NADE, EoNADE, JointTable
+from lightning_genmodels.models import NADE, EoNADE, JointTable, PixelCNN, PixelSNAIL
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SHAPE = (1, 5, 6)
@@ -27,7 +27,16 @@ def images(run_folder: Path) -> np.ndarray:
     return pixels
 
 
-@pytest.mark.parametrize("model", [NADE(SHAPE, 4), EoNADE(SHAPE, (4,), num_orders=2)], ids=["nade", "eonade"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        NADE(SHAPE, 4),
+        EoNADE(SHAPE, (4,), num_orders=2),
+        PixelCNN(SHAPE, 4, 2),
+        PixelSNAIL(SHAPE, 4, 2, orders=("raster", "raster_rot90")),
+    ],
+    ids=["nade", "eonade", "pixelcnn", "pixelsnail"],
+)
 @pytest.mark.parametrize(
     ("half", "rows", "columns"),
     [

@@ -44,6 +44,21 @@ def test_scores_and_samples_are_those_of_the_cpu(name: str) -> None:
     assert (samples == sample()).float().mean() > 0.99
 
 
+@pytest.mark.parametrize("name", ["pixelcnn", "gated_pixelcnn", "row_lstm", "diagonal_bilstm", "pixelsnail"])
+def test_networks_that_go_row_by_row_learn_in_mixed_precision(name: str) -> None:
+    torch.manual_seed(0)
+    model = model_class(name)(dropout=0.0).to("cuda")
+    x = (torch.rand(16, 1, 28, 28, device="cuda") < 0.2).float()
+    expected = model.training_loss(x)
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = model.training_loss(x)
+    assert loss.dtype == torch.float32
+    assert abs(loss.item() - expected.item()) < 0.01 * expected.item()
+    loss.backward()
+    assert all(bool(torch.isfinite(parameter.grad).all()) for parameter in model.parameters())
+    assert model.sample(3).shape == (3, 1, 28, 28)
+
+
 def test_mixed_precision_trains_with_images_on_the_device() -> None:
     data = BinarizedMNISTDataModule(source="digits", binarization="dynamic")
     model = VAE(learning_rate=2e-3)

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import all_images
 from torch import Tensor
 
 from lightning_genmodels.base import RasterModel
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import RASTER_ORDERS, fill_in_order, pixel_order, raster_shape
 from lightning_genmodels.models import DiagonalBiLSTM, GatedPixelCNN, PixelCNN, PixelSNAIL, RowLSTM
+from lightning_genmodels.models.pixelsnail import _moved
 from lightning_genmodels.nn.raster import CausalConv2d, ConvCache
 from lightning_genmodels.nn.recurrent import LineLSTM
 
@@ -158,6 +160,25 @@ def test_a_pixelsnail_validates_and_trains_on_single_orders() -> None:
     assert abs(losses.mean() + by_order.mean()) < 4 * losses.std() / 20**0.5
 
 
+def test_a_pixelsnail_told_of_shifts_scores_images_that_are_not_moved() -> None:
+    model = pixelsnail(3, orders=("raster", "raster_flip"), max_shift=1)
+    x = all_images((1, 3, 3))
+    with torch.no_grad():
+        assert model.log_prob(x).exp().sum().item() == pytest.approx(1.0, abs=1e-9)
+        uniforms, which = torch.rand((30, 9), dtype=torch.float64), torch.zeros(30, dtype=torch.int64)
+        nothing = torch.zeros(30, 1, 3, 3, dtype=torch.bool)
+        drawn = model._fill(nothing.double(), nothing, uniforms, which)
+        order = model.pixel_orders[0]
+        naive = fill_in_order(lambda x: model.conditional_logits(x, 0), order, nothing.double(), nothing, uniforms)
+        assert torch.equal(drawn, naive)
+    model.training_loss(x).backward()
+    assert bool((model.net.moved.weight.grad != 0).any(1).all())
+    moved, moves = _moved(x, 1)
+    still = moves == 4
+    assert torch.equal(moved[still], x[still])
+    assert torch.equal(moved[moves == 1][..., 1:, :], x[moves == 1][..., :-1, :])
+
+
 @pytest.mark.parametrize("name", list(MODELS))
 @pytest.mark.parametrize("order", ["snake", "hilbert", "random", "snake_rot90"])
 def test_other_orders_are_refused(name: str, order: str) -> None:
@@ -176,6 +197,7 @@ def test_other_orders_are_refused(name: str, order: str) -> None:
         lambda: PixelSNAIL(heads=0),
         lambda: PixelSNAIL(attention_every=-1),
         lambda: PixelSNAIL(kernel_size=2),
+        lambda: PixelSNAIL(max_shift=-1),
         lambda: PixelSNAIL(orders=()),
         lambda: PixelSNAIL(orders=("raster", "hilbert")),
         lambda: RowLSTM(num_layers=0),

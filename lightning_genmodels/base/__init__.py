@@ -24,7 +24,7 @@ from lightning_genmodels.base.explicit import ExplicitModel, TabularModel
 from lightning_genmodels.base.generative import EventShape, GenerativeModel, LossTrainedModel, TrainingOptions
 from lightning_genmodels.base.implicit import ImplicitModel
 from lightning_genmodels.base.latent import LatentVariableModel
-from lightning_genmodels.base.raster import RasterModel, fill_raster
+from lightning_genmodels.base.raster import RasterModel, fill_raster, from_raster, to_raster
 
 __all__ = [
     "AutoregressiveModel",
@@ -39,4 +39,6 @@ __all__ = [
     "TabularModel",
     "TrainingOptions",
     "fill_raster",
+    "from_raster",
+    "to_raster",
 ]

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_genmodels.base import OrderMixture, TrainingOptions, fill_raster
+from lightning_genmodels.base import OrderMixture, TrainingOptions, fill_raster, from_raster, to_raster
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import RASTER_ORDERS, bernoulli_log_prob, raster_shape
 from lightning_genmodels.nn.raster import CausalConv2d, ConvCache, Pointwise
@@ -92,6 +92,20 @@ class _AttentionBlock(nn.Module):
         return x + added
 
 
+def _moved(x: Tensor, max_shift: int) -> tuple[Tensor, Tensor | None]:
+    """Images (B, 1, H, W) moved at random, zeros following, and which of (2 max_shift + 1)^2 moves each made, (B,)."""
+    if max_shift == 0:
+        return x, None
+    _, _, height, width = x.shape
+    side = 2 * max_shift + 1
+    moves = torch.randint(side * side, (len(x),)).to(x.device)
+    padded = F.pad(x[:, 0], (max_shift,) * 4)
+    rows = (moves // side).view(-1, 1, 1) + torch.arange(height, device=x.device).view(1, -1, 1)
+    columns = (moves % side).view(-1, 1, 1) + torch.arange(width, device=x.device)
+    images = torch.arange(len(x), device=x.device).view(-1, 1, 1)
+    return padded[images, rows, columns].unsqueeze(1), moves
+
+
 class _Network(nn.Module):
     """Logits of all conditionals in raster order, of images each of which is told which order it was turned for."""
 
@@ -106,11 +120,14 @@ class _Network(nn.Module):
         head_size: int,
         num_orders: int,
         dropout: float,
+        max_shift: int,
     ) -> None:
         super().__init__()
         self.first = CausalConv2d(1, channels, first_kernel, "A")
         self.previous = nn.Parameter(torch.randn(channels) / 3)  # the pixel before, also from the end of the last row
         self.position = nn.Linear(2 + 4 * _FREQUENCIES, channels)
+        moves = (2 * max_shift + 1) ** 2  # by how much an image was moved; not at all is in the middle
+        self.moved = nn.Embedding(moves, channels) if max_shift else None
         self.blocks: Any = nn.ModuleList(_GatedBlock(channels, kernel, num_orders, dropout) for _ in range(layers))
         count = layers // attention_every if attention_every else 0
         self.attention: Any = nn.ModuleList(_AttentionBlock(channels, heads, head_size, dropout) for _ in range(count))
@@ -119,9 +136,9 @@ class _Network(nn.Module):
         self.head = Pointwise(channels, channels)
         self.output = Pointwise(channels, 1)
 
-    def forward(self, x: Tensor, which: Tensor) -> Tensor:
-        """Maps images (B, 1, H, W) and orders (B,) to log-odds (B, 1, H, W)."""
-        h = self.first(x) + self._positions(x).permute(2, 0, 1)
+    def forward(self, x: Tensor, which: Tensor, moves: Tensor | None = None) -> Tensor:
+        """Maps images (B, 1, H, W), their orders (B,) and moves (B,), if any, to log-odds (B, 1, H, W)."""
+        h = self.first(x) + self._positions(x).permute(2, 0, 1) + self._told(moves)[:, :, None, None]
         before = F.pad(x.flatten(1), (1, -1)).view_as(x)
         h = (h + before * self.previous[:, None, None]).contiguous(memory_format=torch.channels_last)
         for index, block in enumerate(self.blocks):
@@ -145,6 +162,15 @@ class _Network(nn.Module):
         )
         return positions
 
+    def _told(self, moves: Tensor | None) -> Tensor:  # (B, C), or (1, C) where nothing moved
+        """What is added for how an image was moved."""
+        if self.moved is None:
+            return torch.zeros_like(self.previous).unsqueeze(0)
+        told: Tensor = (
+            self.moved.weight[len(self.moved.weight) // 2].unsqueeze(0) if moves is None else self.moved(moves)
+        )
+        return told
+
     def _logits(self, h: Tensor) -> Tensor:
         logits: Tensor = self.output(F.silu(self.head(F.silu(self.norm(h)))))
         return logits
@@ -158,7 +184,7 @@ class _Network(nn.Module):
             x.new_zeros((2, size, block.heads, height * width, len(block.project.weight) // 3 // block.heads))
             for block in self.attention
         ]
-        positions = self._positions(x)
+        positions = self._positions(x) + self._told(None)
         before = x.new_zeros((size, 1))
         for i in range(height):
             for cache in (first, *caches):
@@ -198,6 +224,8 @@ class PixelSNAIL(OrderMixture):
         head_size: Features of a query, a key and a value.
         first_kernel_size: Of the first convolution, odd.
         dropout: Probability with which a feature is dropped in training, before every gate.
+        max_shift: In training, images are moved by up to so many pixels up or down and left or right, at random, and
+            the network is told by how many; otherwise it is told that nothing moved, so the density is exact.
         orders: Symmetries of the raster; see :data:`lightning_genmodels.functional.RASTER_ORDERS`.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
@@ -232,19 +260,21 @@ class PixelSNAIL(OrderMixture):
         head_size: int = 32,
         first_kernel_size: int = 7,
         dropout: float = 0.5,
+        max_shift: int = 0,
         orders: Sequence[str] = RASTER_ORDERS,
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(event_shape, orders, **options)
         is_odd = all(size > 0 and size % 2 for size in (first_kernel_size, kernel_size))
-        counts = (channels, num_layers, attention_every + 1, heads, head_size)
+        counts = (channels, num_layers, attention_every + 1, heads, head_size, max_shift + 1)
         if min(counts) < 1 or not is_odd or not 0.0 <= dropout < 1.0:
             raise OptionError(
-                f"expected counts of at least 1 (attention_every of at least 0), odd kernel sizes and a dropout in "
+                f"expected counts of at least 1 (attention_every and max_shift 0), odd kernel sizes and a dropout in "
                 f"[0, 1), got channels={channels}, num_layers={num_layers}, attention_every={attention_every}, "
                 f"heads={heads}, head_size={head_size}, first_kernel_size={first_kernel_size}, "
-                f"kernel_size={kernel_size}, dropout={dropout}"
+                f"kernel_size={kernel_size}, dropout={dropout}, max_shift={max_shift}"
             )
+        self.max_shift = max_shift
         self.raster_shapes = [raster_shape(order, *self.event_shape[1:]) for order in orders]
         self.net = _Network(
             channels,
@@ -256,33 +286,35 @@ class PixelSNAIL(OrderMixture):
             head_size,
             len(orders),
             dropout,
+            max_shift,
         )
 
     def training_loss(self, x: Tensor) -> Tensor:
         """Mean negative log-likelihood in nats per image, each in an order drawn at random."""
         which = torch.randint(len(self.pixel_orders), (len(x),)).to(x.device)
-        return -self._log_prob_in(x, which).mean()
+        return -self._log_prob_in(x, which, self.max_shift).mean()
 
     def _validation_log_prob(self, x: Tensor) -> Tensor:
         """Log-probability of each image in one order, in turn: all of them would take as many times as long."""
         return self._log_prob_in(x, torch.arange(len(x), device=x.device) % len(self.pixel_orders))
 
-    def _log_prob_in(self, x: Tensor, which: Tensor) -> Tensor:
-        """Log-probability (B,) of image b in the order ``which[b]``."""
-        return bernoulli_log_prob(self._logits(x, which), x)
+    def _log_prob_in(self, x: Tensor, which: Tensor, max_shift: int = 0) -> Tensor:
+        """Log-probability (B,) of image b in the order ``which[b]``; of the image moved, if it is to be."""
+        pixels, orders = x.flatten(1), self.pixel_orders[which]  # (B, n)
+        log_prob: Tensor | None = None
+        for rows, shape in self._groups(which):
+            turned, moves = _moved(pixels[rows].gather(1, orders[rows]).view(-1, 1, *shape), max_shift)
+            found = bernoulli_log_prob(self.net(turned, which[rows], moves), turned)
+            log_prob = found.new_zeros(len(x)) if log_prob is None else log_prob
+            log_prob = log_prob.index_put((rows,), found)
+        assert log_prob is not None
+        return log_prob
 
     def conditional_logits(self, x: Tensor, index: int) -> Tensor:
         """Log-odds of p(x_i = 1 | x_<i) in order ``index``, (B, 1, H, W), of binary images of that shape."""
-        return self._logits(x, torch.full((len(x),), index, device=x.device))
-
-    def _logits(self, x: Tensor, which: Tensor) -> Tensor:
-        pixels, orders = x.flatten(1), self.pixel_orders[which]  # (B, n)
-        logits = torch.zeros_like(pixels)
-        for rows, shape in self._groups(which):
-            turned = pixels[rows].gather(1, orders[rows]).view(-1, 1, *shape)
-            found = self.net(turned, which[rows]).flatten(1)
-            logits = logits.index_put((rows.unsqueeze(1), orders[rows]), found.to(logits))
-        return logits.view_as(x)
+        order = self.pixel_orders[index]
+        which = torch.full((len(x),), index, device=x.device)
+        return from_raster(self.net(to_raster(x, order, self.raster_shapes[index]), which), order, x)
 
     def _fill(self, x: Tensor, observed: Tensor, uniforms: Tensor, which: Tensor) -> Tensor:
         pixels, orders, filled = x.flatten(1), self.pixel_orders[which], torch.empty_like(x.flatten(1))
