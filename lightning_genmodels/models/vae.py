@@ -33,10 +33,12 @@ class VAE(LatentVariableModel):
         kl_warmup_steps: Steps over which the weight of the KL divergence rises from zero to one in the training loss
             (Sønderby et al. 2016, section 2.3). Without it most latent variables are pruned in the first epochs, and
             stay so. The bounds that are reported never have it.
+        dropout: Fraction of hidden units that training drops, after every hidden layer of both networks (Srivastava
+            et al. 2014).
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
     Raises:
-        OptionError: A size or number of particles below one.
+        OptionError: A size or number of particles below one, or a fraction outside [0, 1).
     """
 
     small = {"event_shape": (1, 2, 2), "hidden_sizes": (5,), "latent_dim": 2}
@@ -48,6 +50,7 @@ class VAE(LatentVariableModel):
         latent_dim: int = 50,
         num_particles: int = 1,
         kl_warmup_steps: int = 0,
+        dropout: float = 0.0,
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(event_shape, **options)
@@ -56,12 +59,14 @@ class VAE(LatentVariableModel):
                 f"expected sizes of at least 1, got hidden_sizes={tuple(hidden_sizes)}, latent_dim={latent_dim}, "
                 f"num_particles={num_particles}"
             )
+        if not 0.0 <= dropout < 1.0:
+            raise OptionError(f"expected dropout in [0, 1), got {dropout}")
         self.latent_dim = latent_dim
         self.kl_warmup_steps = kl_warmup_steps
         self._num_particles = num_particles
         pixels = math.prod(self.event_shape)
-        self.encoder = _mlp([pixels, *hidden_sizes, 2 * latent_dim])
-        self.decoder = _mlp([latent_dim, *reversed(hidden_sizes), pixels])
+        self.encoder = _mlp([pixels, *hidden_sizes, 2 * latent_dim], dropout)
+        self.decoder = _mlp([latent_dim, *reversed(hidden_sizes), pixels], dropout)
 
     @torch.no_grad()
     def initialize(self, images: Tensor) -> None:
@@ -136,14 +141,16 @@ class VAE(LatentVariableModel):
         return standard_normal(1, num_samples, (self.latent_dim,), generator, like=like)[0]
 
 
-def _mlp(sizes: list[int]) -> nn.Sequential:
-    """Linear layers with tanh between them, and the weights of Glorot and Bengio (2010), as Burda et al. have."""
+def _mlp(sizes: list[int], dropout: float) -> nn.Sequential:
+    """Linear layers with tanh and dropout between them, and the weights of Glorot and Bengio (2010), as Burda et al.
+    have.
+    """
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(sizes):
         linear = nn.Linear(inputs, outputs)
         nn.init.xavier_uniform_(linear.weight)
         nn.init.zeros_(linear.bias)
-        layers += [linear, nn.Tanh()]
+        layers += [linear, nn.Sequential(nn.Tanh(), nn.Dropout(dropout)) if dropout else nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 
 
