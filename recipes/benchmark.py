@@ -156,7 +156,7 @@ def benchmark_nade_sampling() -> None:
 
 
 def image_by_image(model: VAE, images: Tensor, num_particles: int, rows: int = 100) -> Tensor:
-    """The importance-weighted bound as it is commonly written: every image repeated for each of its particles, by way of
+    """The importance-weighted bound as it is commonly written: every image repeated for each particle, by way of
     encoder, distribution objects and decoder, some rows at a time.
     """
     bounds = []
