@@ -43,7 +43,7 @@ class VAE(LatentVariableModel):
             stay so. The bounds that are reported never have it.
         dropout: Fraction of hidden units that training drops, after every hidden layer of all networks (Srivastava
             et al. 2014).
-        network: ``mlp``: linear layers and tanh. ``conv``: each hidden layer is a 3x3 convolution that halves the
+        network: ``mlp``: linear layers and tanh. ``conv``: each hidden layer is a convolution that halves the
             image, and in the decoder one that doubles it, with ELU (Clevert et al. 2016).
         beta: Weight of the KL divergence in the training loss (Higgins et al. 2017, eq. 4), after warm-up; for one
             particle. The bounds that are reported never have it.
@@ -254,19 +254,16 @@ class _ConvolutionalDecoder(nn.Module):
         *self.sizes, smallest = _sizes(event_shape, len(channels))
         self.shape = (channels[-1], *smallest)
         self.linear = nn.Linear(inputs, math.prod(self.shape))
-        widths = [*reversed(channels), channels[0]]
-        convolutions = [nn.Conv2d(i, o, 3, padding=1) for i, o in itertools.pairwise(widths)]
-        self.convolutions = nn.ModuleList(convolutions)
-        self.output = nn.Conv2d(channels[0], 1, 3, padding=1, bias=False)
+        widths = itertools.pairwise([*reversed(channels), 1])
+        self.convolutions = nn.ModuleList(nn.ConvTranspose2d(i, o, 4, stride=2, padding=1) for i, o in widths)
         self.bias = nn.Parameter(torch.zeros(math.prod(event_shape)))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, z: Tensor) -> Tensor:
-        y = self.dropout(F.elu(self.linear(z.flatten(0, -2)))).unflatten(1, self.shape)
-        y = y.contiguous(memory_format=torch.channels_last)
-        for convolution, size in zip(self.convolutions, reversed(self.sizes), strict=True):
-            y = self.dropout(F.elu(convolution(F.interpolate(y, size=size))))
-        logits: Tensor = self.output(y).flatten(1) + self.bias
+        y = self.linear(z.flatten(0, -2)).unflatten(1, self.shape).contiguous(memory_format=torch.channels_last)
+        for convolution, (height, width) in zip(self.convolutions, reversed(self.sizes), strict=True):
+            y = convolution(self.dropout(F.elu(y)))[..., :height, :width]
+        logits: Tensor = y.flatten(1) + self.bias
         return logits.view(*z.shape[:-1], -1)
 
 
