@@ -26,6 +26,7 @@ MODELS = {
     "eonade": "lightning_genmodels.models.eonade:EoNADE",
     "fvbn": "lightning_genmodels.models.fvbn:FVBN",
     "joint_table": "lightning_genmodels.models.joint_table:JointTable",
+    "ladder_vae": "lightning_genmodels.models.ladder_vae:LadderVAE",
     "made": "lightning_genmodels.models.made:MADE",
     "markov": "lightning_genmodels.models.markov:Markov",
     "nade": "lightning_genmodels.models.nade:NADE",

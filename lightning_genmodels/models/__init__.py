@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from lightning_genmodels.models.eonade import EoNADE
     from lightning_genmodels.models.fvbn import FVBN
     from lightning_genmodels.models.joint_table import JointTable
+    from lightning_genmodels.models.ladder_vae import LadderVAE
     from lightning_genmodels.models.made import MADE
     from lightning_genmodels.models.markov import Markov
     from lightning_genmodels.models.nade import NADE
     from lightning_genmodels.models.vae import VAE
 
-__all__ = ["FVBN", "MADE", "NADE", "VAE", "Bernoulli", "ChainRuleTable", "EoNADE", "JointTable", "Markov"]
+__all__ = ["FVBN", "MADE", "NADE", "VAE", "Bernoulli", "ChainRuleTable", "EoNADE", "JointTable", "LadderVAE", "Markov"]
 
 _MODULES = {
     "Bernoulli": "bernoulli",
@@ -24,6 +25,7 @@ _MODULES = {
     "EoNADE": "eonade",
     "FVBN": "fvbn",
     "JointTable": "joint_table",
+    "LadderVAE": "ladder_vae",
     "MADE": "made",
     "Markov": "markov",
     "NADE": "nade",
