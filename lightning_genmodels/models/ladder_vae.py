@@ -37,7 +37,8 @@ class LadderVAE(LatentVariableModel):
             inside.
         latent_channels: Latent variables of a layer at each position.
         encoder_blocks: Residual blocks of the path upwards at each resolution.
-        output_channels: Channels at the image's own resolution.
+        output_channels: Channels at the image's own resolution; 0 for none: pixels are then read off the state at half
+            of it.
         dropout: Fraction of hidden units that training drops inside every block (Srivastava et al. 2014).
         kl_warmup_steps: Steps over which the weight of the KL divergence rises from zero to one in the training loss
             (Sønderby et al. 2016, section 2.3).
@@ -51,7 +52,6 @@ class LadderVAE(LatentVariableModel):
 
     small = {
         "event_shape": (1, 2, 2), "layers": (1, 1), "channels": (4, 3), "latent_channels": 1, "encoder_blocks": 1,
-        "output_channels": 3,
     }  # fmt: skip
 
     def __init__(
@@ -61,14 +61,14 @@ class LadderVAE(LatentVariableModel):
         channels: Sequence[int] = (32, 64, 64),
         latent_channels: int = 8,
         encoder_blocks: int = 2,
-        output_channels: int = 16,
+        output_channels: int = 0,
         dropout: float = 0.1,
         kl_warmup_steps: int = 0,
         free_bits: float = 0.0,
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(event_shape, **options)
-        if min([*channels, latent_channels, encoder_blocks, output_channels]) < 1 or len(channels) != len(layers):
+        if min([*channels, latent_channels, encoder_blocks, output_channels + 1]) < 1 or len(channels) != len(layers):
             raise OptionError(
                 f"expected sizes of at least 1, and as many channels as resolutions, got channels={tuple(channels)}, "
                 f"layers={tuple(layers)}, latent_channels={latent_channels}, encoder_blocks={encoder_blocks}, "
@@ -93,8 +93,8 @@ class LadderVAE(LatentVariableModel):
             for (resolution, count, outputs), inputs in zip(top_first, [0, *reversed(channels[1:])], strict=True)
         )
         self.shapes = [(latent_channels, *resolution) for resolution, count, _ in top_first for _ in range(count)]
-        self.enlarge = nn.ConvTranspose2d(channels[0], output_channels, 4, stride=2, padding=1)
-        self.output = nn.Conv2d(output_channels, 1, 3, padding=1, bias=False)
+        self.enlarge = nn.ConvTranspose2d(channels[0], output_channels or 1, 4, stride=2, padding=1)
+        self.output = nn.Conv2d(output_channels, 1, 3, padding=1, bias=False) if output_channels else None
         self.output_bias = nn.Parameter(torch.zeros(self.event_shape))
 
     @torch.no_grad()
@@ -211,7 +211,7 @@ class LadderVAE(LatentVariableModel):
                 h = layer(h, latent(layer, h))
         _, height, width = self.event_shape
         y = self.enlarge(F.elu(h))[..., :height, :width]
-        logits: Tensor = self.output(F.elu(y)) + self.output_bias
+        logits: Tensor = (y if self.output is None else self.output(F.elu(y))) + self.output_bias
         return logits
 
     def _split(self, rows: Tensor) -> list[Tensor]:

@@ -8,22 +8,18 @@ bound, and ``top_latent_dim`` adds their second layer of latent variables. ``bet
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from typing_extensions import Unpack
 
-from lightning_genmodels.base import EventShape, LatentVariableModel, TrainingOptions
+from lightning_genmodels.base import LatentVariableModel, TrainingOptions
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import Noise, at_least_float32, bernoulli_log_prob, mean_logits, standard_normal
-
-Network = Literal["mlp", "conv"]
+from lightning_genmodels.nn.coders import ConvolutionalDecoder, ConvolutionalEncoder, Network, mlp
 
 
 class VAE(LatentVariableModel):
@@ -97,21 +93,21 @@ class VAE(LatentVariableModel):
         self.encoder: nn.Module
         self.decoder: nn.Module
         if network == "mlp":
-            self.encoder = _mlp([pixels, *hidden_sizes, 2 * latent_dim], dropout)
-            self.decoder = _mlp([latent_dim, *reversed(hidden_sizes), pixels], dropout)
+            self.encoder = mlp([pixels, *hidden_sizes, 2 * latent_dim], dropout)
+            self.decoder = mlp([latent_dim, *reversed(hidden_sizes), pixels], dropout)
         else:
-            self.encoder = _ConvolutionalEncoder(self.event_shape, hidden_sizes, 2 * latent_dim, dropout)
-            self.decoder = _ConvolutionalDecoder(self.event_shape, hidden_sizes, latent_dim, dropout)
+            self.encoder = ConvolutionalEncoder(self.event_shape, hidden_sizes, 2 * latent_dim, dropout)
+            self.decoder = ConvolutionalDecoder(self.event_shape, hidden_sizes, latent_dim, dropout)
         if top_latent_dim:
-            self.top_encoder = _mlp([latent_dim, *top_hidden_sizes, 2 * top_latent_dim], dropout)
-            self.top_decoder = _mlp([top_latent_dim, *reversed(top_hidden_sizes), 2 * latent_dim], dropout)
+            self.top_encoder = mlp([latent_dim, *top_hidden_sizes, 2 * top_latent_dim], dropout)
+            self.top_decoder = mlp([top_latent_dim, *reversed(top_hidden_sizes), 2 * latent_dim], dropout)
 
     @torch.no_grad()
     def initialize(self, images: Tensor) -> None:
         """Starts the decoder at the mean image, as Burda et al. do. Latent variables then need not model the mean, and
         fewer of them are pruned.
         """
-        output = self.decoder if isinstance(self.decoder, _ConvolutionalDecoder) else self.decoder[-1]  # type: ignore[index]
+        output = self.decoder if isinstance(self.decoder, ConvolutionalDecoder) else self.decoder[-1]  # type: ignore[index]
         output.bias.copy_(mean_logits(images))
 
     @property
@@ -211,66 +207,6 @@ class VAE(LatentVariableModel):
         z, top = z[..., : self.latent_dim], z[..., self.latent_dim :]
         log_prob: Tensor = _gaussian(self.top_decoder(top)).log_prob(z).sum(dim=-1)
         return log_prob + _standard_normal_log_prob(top)
-
-
-def _mlp(sizes: list[int], dropout: float) -> nn.Sequential:
-    """Linear layers with tanh and dropout between them, and the weights of Glorot and Bengio (2010), as Burda et al.
-    have.
-    """
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(sizes):
-        linear = nn.Linear(inputs, outputs)
-        nn.init.xavier_uniform_(linear.weight)
-        nn.init.zeros_(linear.bias)
-        layers += [linear, nn.Sequential(nn.Tanh(), nn.Dropout(dropout)) if dropout else nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
-
-
-class _ConvolutionalEncoder(nn.Module):
-    """Maps pixels (B, n) to (B, ``outputs``)."""
-
-    def __init__(self, event_shape: EventShape, channels: Sequence[int], outputs: int, dropout: float) -> None:
-        super().__init__()
-        self.event_shape = event_shape
-        convolutions = [nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in itertools.pairwise([1, *channels])]
-        self.convolutions = nn.ModuleList(convolutions)
-        self.dropout = nn.Dropout(dropout)
-        height, width = _sizes(event_shape, len(channels))[-1]
-        self.linear = nn.Linear(channels[-1] * height * width, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.unflatten(-1, self.event_shape).contiguous(memory_format=torch.channels_last)
-        for convolution in self.convolutions:
-            x = self.dropout(F.elu(convolution(x)))
-        output: Tensor = self.linear(x.flatten(1))
-        return output
-
-
-class _ConvolutionalDecoder(nn.Module):
-    """Maps latents (..., D) to the logits of pixels (..., n)."""
-
-    def __init__(self, event_shape: EventShape, channels: Sequence[int], inputs: int, dropout: float) -> None:
-        super().__init__()
-        *self.sizes, smallest = _sizes(event_shape, len(channels))
-        self.shape = (channels[-1], *smallest)
-        self.linear = nn.Linear(inputs, math.prod(self.shape))
-        widths = itertools.pairwise([*reversed(channels), 1])
-        self.convolutions = nn.ModuleList(nn.ConvTranspose2d(i, o, 4, stride=2, padding=1) for i, o in widths)
-        self.bias = nn.Parameter(torch.zeros(math.prod(event_shape)))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, z: Tensor) -> Tensor:
-        y = self.linear(z.flatten(0, -2)).unflatten(1, self.shape).contiguous(memory_format=torch.channels_last)
-        for convolution, (height, width) in zip(self.convolutions, reversed(self.sizes), strict=True):
-            y = convolution(self.dropout(F.elu(y)))[..., :height, :width]
-        logits: Tensor = y.flatten(1) + self.bias
-        return logits.view(*z.shape[:-1], -1)
-
-
-def _sizes(event_shape: EventShape, halvings: int) -> list[tuple[int, int]]:
-    """Height and width of an image after none, one, two, ... halvings, rounded up."""
-    _, height, width = event_shape
-    return [(-(-height // 2**level), -(-width // 2**level)) for level in range(halvings + 1)]
 
 
 def _gaussian(output: Tensor) -> Normal:
