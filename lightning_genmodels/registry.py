@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "lightning_genmodels.models"
 
 MODELS = {
+    "autoencoder": "lightning_genmodels.models.autoencoder:Autoencoder",
     "bernoulli": "lightning_genmodels.models.bernoulli:Bernoulli",
     "chain_rule_table": "lightning_genmodels.models.chain_rule_table:ChainRuleTable",
     "eonade": "lightning_genmodels.models.eonade:EoNADE",

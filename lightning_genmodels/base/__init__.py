@@ -13,6 +13,7 @@ OrderMixture         a mixture of several orders    ``conditional_logits``, ``_f
 LatentVariableModel  ``elbo`` and ``iw_bound``      ``encode``, ``decode``, ``log_joint``,
                                                     ``log_weights``, ``sample_latent``
 ImplicitModel        nothing                        ``_sample``, its own ``training_step``
+RepresentationModel  (has codes; a kind of its own) ``encode``, ``decode``
 ==================== ============================== ======================================
 """
 
@@ -23,6 +24,7 @@ from lightning_genmodels.base.explicit import ExplicitModel, TabularModel
 from lightning_genmodels.base.generative import EventShape, GenerativeModel, LossTrainedModel, TrainingOptions
 from lightning_genmodels.base.implicit import ImplicitModel
 from lightning_genmodels.base.latent import LatentVariableModel
+from lightning_genmodels.base.representation import RepresentationModel
 
 __all__ = [
     "AutoregressiveModel",
@@ -33,6 +35,7 @@ __all__ = [
     "LatentVariableModel",
     "LossTrainedModel",
     "OrderMixture",
+    "RepresentationModel",
     "TabularModel",
     "TrainingOptions",
 ]

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_genmodels.models.autoencoder import Autoencoder
     from lightning_genmodels.models.bernoulli import Bernoulli
     from lightning_genmodels.models.chain_rule_table import ChainRuleTable
     from lightning_genmodels.models.eonade import EoNADE
@@ -17,9 +18,22 @@ if TYPE_CHECKING:
     from lightning_genmodels.models.nade import NADE
     from lightning_genmodels.models.vae import VAE
 
-__all__ = ["FVBN", "MADE", "NADE", "VAE", "Bernoulli", "ChainRuleTable", "EoNADE", "JointTable", "LadderVAE", "Markov"]
+__all__ = [
+    "FVBN",
+    "MADE",
+    "NADE",
+    "VAE",
+    "Autoencoder",
+    "Bernoulli",
+    "ChainRuleTable",
+    "EoNADE",
+    "JointTable",
+    "LadderVAE",
+    "Markov",
+]
 
 _MODULES = {
+    "Autoencoder": "autoencoder",
     "Bernoulli": "bernoulli",
     "ChainRuleTable": "chain_rule_table",
     "EoNADE": "eonade",

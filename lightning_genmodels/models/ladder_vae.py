@@ -51,7 +51,7 @@ class LadderVAE(LatentVariableModel):
     """
 
     small = {
-        "event_shape": (1, 2, 2), "layers": (1, 1), "channels": (4, 3), "latent_channels": 1, "encoder_blocks": 1,
+        "event_shape": (1, 2, 2), "layers": (1, 1), "channels": (2, 3), "latent_channels": 1, "encoder_blocks": 1,
     }  # fmt: skip
 
     def __init__(

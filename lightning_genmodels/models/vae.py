@@ -124,6 +124,10 @@ class VAE(LatentVariableModel):
         """q(z|x), or q(z1|x): a diagonal Gaussian with batch shape (B, D), of binary images (B, 1, H, W)."""
         return _gaussian(self.encoder(self._checked(x).flatten(1)))
 
+    def annealing_start(self, x: Tensor) -> Normal:
+        """The approximate posterior, of one layer; else a standard normal."""
+        return super().annealing_start(x) if self.top_latent_dim else self.posterior(x)
+
     def encode(self, x: Tensor) -> Tensor:
         """Posterior mean (B, D) of binary images (B, 1, H, W); that of a second layer is taken at the mean of z1."""
         mean: Tensor = self.posterior(x).mean

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 Network = Literal["mlp", "conv"]
 
 
-def mlp(sizes: list[int], dropout: float) -> nn.Sequential:
+def mlp(sizes: list[int], dropout: float = 0.0) -> nn.Sequential:
     """Linear layers with tanh and dropout between them, and the weights of Glorot and Bengio (2010).
 
     Args:
@@ -41,7 +41,7 @@ class ConvolutionalEncoder(nn.Module):
     """
 
     def __init__(
-        self, event_shape: tuple[int, int, int], channels: Sequence[int], outputs: int, dropout: float
+        self, event_shape: tuple[int, int, int], channels: Sequence[int], outputs: int, dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.event_shape = event_shape
@@ -70,7 +70,9 @@ class ConvolutionalDecoder(nn.Module):
         dropout: Fraction of hidden units that training drops.
     """
 
-    def __init__(self, event_shape: tuple[int, int, int], channels: Sequence[int], inputs: int, dropout: float) -> None:
+    def __init__(
+        self, event_shape: tuple[int, int, int], channels: Sequence[int], inputs: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         *self.sizes, smallest = _sizes(event_shape, len(channels))
         self.shape = (channels[-1], *smallest)
