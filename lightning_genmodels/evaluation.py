@@ -85,10 +85,11 @@ class Report:
             )
         if "ais" in m:
             ais, gap = m["ais"], m["ais"]["simulated"]["gap"]
+            simulated = ais["simulated"]["num_images"]
             lines.append(
                 f"annealed importance sampling, {ais['estimator']}, first {ais['num_images']} images: "
-                f"{ais['value']:.3f} +- {ais['standard_error']:.3f} nats; on {ais['simulated']['num_images']} "
-                f"images that the model drew, upper and lower bounds are {gap['value']:.3f} +- {gap['standard_error']:.3f} apart"
+                f"{ais['value']:.3f} +- {ais['standard_error']:.3f} nats; on {simulated} images that the model drew, "
+                f"upper and lower bounds are {gap['value']:.3f} +- {gap['standard_error']:.3f} apart"
             )
         for kind, result in m.get("probe", {}).get("results", {}).items():
             lines.append(

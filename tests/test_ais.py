@@ -54,12 +54,12 @@ def test_more_temperatures_tighten_the_bound() -> None:
 
 
 def test_bracket_holds_the_likelihood_between_its_bounds() -> None:
-    lower, upper = ais_bracket(latent("vae"), 200, num_temperatures=20, num_chains=4, leapfrog_steps=5)
+    lower, upper = ais_bracket(latent("vae"), 200, num_temperatures=60, num_chains=4, leapfrog_steps=3)
     gap = upper - lower
     assert lower.shape == upper.shape == (200,)
     assert gap.mean() > -4 * gap.std() / math.sqrt(len(gap))
-    assert gap.mean() < 0.3
-    coarse = ais_bracket(latent("vae"), 200, num_temperatures=1, num_chains=4, leapfrog_steps=5)
+    assert gap.mean() < 0.5
+    coarse = ais_bracket(latent("vae"), 200, num_temperatures=2, num_chains=4, leapfrog_steps=3)
     assert (coarse.upper - coarse.lower).mean() > gap.mean()
 
 

@@ -125,8 +125,13 @@ class VAE(LatentVariableModel):
         return _gaussian(self.encoder(self._checked(x).flatten(1)))
 
     def annealing_start(self, x: Tensor) -> Normal:
-        """The approximate posterior, of one layer; else a standard normal."""
-        return super().annealing_start(x) if self.top_latent_dim else self.posterior(x)
+        """The approximate posterior of one layer, wider by the root of its standard deviation, since a start too
+        narrow gives weights of heavy tails; a standard normal for two layers.
+        """
+        if self.top_latent_dim:
+            return super().annealing_start(x)
+        posterior = self.posterior(x)
+        return Normal(posterior.mean, posterior.stddev.sqrt(), validate_args=False)
 
     def encode(self, x: Tensor) -> Tensor:
         """Posterior mean (B, D) of binary images (B, 1, H, W); that of a second layer is taken at the mean of z1."""
