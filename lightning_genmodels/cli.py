@@ -234,7 +234,7 @@ def evaluate(
     accelerator: str = "auto",
     devices: int = 1,
     precision: str = "32-true",
-    ais: bool = False,
+    ais: int = 0,
     probe: bool = False,
 ) -> None:
     """Measures a trained model: the one protocol behind every published figure.
@@ -250,8 +250,8 @@ def evaluate(
         accelerator: cpu, gpu or auto.
         devices: Number of processes.
         precision: 32-true or bf16-mixed.
-        ais: Also annealed importance sampling: 200 images, 1,000 temperatures, and as many images that the model drew,
-            for which the error of the estimate is bounded.
+        ais: Temperatures of annealed importance sampling, say 1000; 0 for none. It takes 200 images, and as many that
+            the model drew, for which the error of the estimate is bounded.
         probe: Also a linear probe of the digit's class on codes, on raw pixels, and on codes of a random encoder.
     """
     report = evaluation.evaluate(

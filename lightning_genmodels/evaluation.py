@@ -164,7 +164,7 @@ def evaluate(
     accelerator: str = "auto",
     devices: int = 1,
     precision: Any = "32-true",
-    ais: bool = False,
+    ais: int = 0,
     probe: bool = False,
 ) -> Report | None:
     """Evaluates a trained model on one split of the data.
@@ -179,7 +179,7 @@ def evaluate(
         accelerator: As Lightning's Trainer takes it.
         devices: Number of processes; more than one starts them as ``ddp``.
         precision: As Lightning's Trainer takes it; sums are in at least float32 in any case.
-        ais: Also annealed importance sampling, by :func:`evaluate_ais`.
+        ais: Temperatures of annealed importance sampling, by :func:`evaluate_ais`; 0 for none.
         probe: Also a linear probe on codes, by :func:`evaluate_probe`.
 
     Returns:
@@ -239,7 +239,8 @@ def evaluate(
         },
     }
     if ais:
-        metrics["ais"] = evaluate_ais(model, data, split, num_images=min(limit or 200, 200), seed=seed)
+        images = min(limit or 200, 200)
+        metrics["ais"] = evaluate_ais(model, data, split, num_images=images, num_temperatures=ais, seed=seed)
     if probe:
         metrics["probe"] = evaluate_probe(model, data, seed=seed)
     return Report(metrics, evaluator.found)
