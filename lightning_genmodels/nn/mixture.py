@@ -48,7 +48,7 @@ class GaussianMixture(nn.Module):
 
         Args:
             z: (N, D) codes.
-            steps: Of the algorithm, from random codes as means and the covariance of all codes.
+            steps: Of the algorithm, from means that are codes far from each other.
             seed: Of the choice of the first means.
         """
         z = z.double()
@@ -59,9 +59,8 @@ class GaussianMixture(nn.Module):
         # A little of the overall variance keeps each covariance positive definite, whatever its share of the codes.
         ridge = 1e-3 * covariance.diagonal().mean().clamp(min=1e-6) * torch.eye(dim).to(z)
         generator = torch.Generator().manual_seed(seed)
-        first = torch.randint(count, (components,), generator=generator).to(z.device)
-        covariances = (covariance + ridge).repeat(components, 1, 1)
-        self._set(z.new_full((components,), 1.0 / components), z[first], covariances)
+        covariances = (covariance / components + ridge).repeat(components, 1, 1)
+        self._set(z.new_full((components,), 1.0 / components), self._spread(z, components, generator), covariances)
         for _ in range(steps):
             share = torch.softmax(self._log_joint(z.to(self.means)).double(), dim=1)  # (N, M)
             total = share.sum(0).clamp(min=1e-6)
@@ -70,6 +69,18 @@ class GaussianMixture(nn.Module):
                 distance = z - means[m]
                 covariances[m] = (share[:, m : m + 1] * distance).T @ distance / total[m] + ridge
             self._set(total / total.sum(), means, covariances)
+
+    @staticmethod
+    def _spread(z: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Some of the codes, each drawn in proportion to its squared distance from those before it (Arthur and
+        Vassilvitskii 2007, "k-means++").
+        """
+        share, chosen = torch.ones(len(z)), []
+        for _ in range(count):
+            index = int(torch.multinomial(share.clamp(min=1e-12), 1, generator=generator))
+            chosen.append(z[index])
+            share = torch.stack([(z - mean).square().sum(dim=1) for mean in chosen]).amin(dim=0).float().cpu()
+        return torch.stack(chosen)
 
     def _set(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
         self.log_weights.copy_(weights.log())
