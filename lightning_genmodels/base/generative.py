@@ -198,8 +198,9 @@ class GenerativeModel(LightningModule, ABC):
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        # Lightning refuses to clip the gradients of a fused optimizer under float16 loss scaling.
-        fused = self.trainer.precision != "16-mixed"
+        # Lightning refuses to clip the gradients of a fused optimizer in mixed precision, whether it scales losses or not.
+        clips_mixed = self.trainer.precision == "bf16-mixed" and bool(self.trainer.gradient_clip_val)
+        fused = self.trainer.precision != "16-mixed" and not clips_mixed
         optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=self.learning_rate,
