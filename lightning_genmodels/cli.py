@@ -23,6 +23,7 @@ from lightning_genmodels.base import (
     GenerativeModel,
     LatentVariableModel,
     OrderMixture,
+    RepresentationModel,
 )
 from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.data.datamodule import Split
@@ -190,7 +191,7 @@ def score(name: str, images: Path, out: Path | None = None, num_particles: int =
 
 
 def encode(name: str, images: Path, out: Path) -> None:
-    """Writes the codes of images, (N, D) float32: what a latent-variable model has to say of them.
+    """Writes the codes of images, (N, D) float32: what a latent-variable model or an autoencoder has to say of them.
 
     Args:
         name: Model, weight, folder, checkpoint, or owner/repo on the Hub.
@@ -198,7 +199,7 @@ def encode(name: str, images: Path, out: Path) -> None:
         out: The .npy file to write.
     """
     model = hub.load(name)
-    if not isinstance(model, LatentVariableModel):
+    if not isinstance(model, RepresentationModel):
         raise OptionError(f"{name} has no codes: it is a {type(model).__name__}; take a model with an encoder: vae")
     with torch.no_grad():
         codes = model.encode(read_images(images, model.event_shape))
@@ -250,6 +251,8 @@ def evaluate(
     accelerator: str = "auto",
     devices: int = 1,
     precision: str = "32-true",
+    ais: int = 0,
+    probe: bool = False,
 ) -> None:
     """Measures a trained model: the one protocol behind every published figure.
 
@@ -264,6 +267,9 @@ def evaluate(
         accelerator: cpu, gpu or auto.
         devices: Number of processes.
         precision: 32-true or bf16-mixed.
+        ais: Temperatures of annealed importance sampling, say 1000; 0 for none. It takes 200 images, and as many that
+            the model drew, for which the error of the estimate is bounded.
+        probe: Also a linear probe of the digit's class on codes, on raw pixels, and on codes of a random encoder.
     """
     report = evaluation.evaluate(
         hub.load(name),
@@ -275,6 +281,8 @@ def evaluate(
         accelerator=accelerator,
         devices=devices,
         precision=precision,
+        ais=ais,
+        probe=probe,
     )
     if report is not None:
         print(report.table())
@@ -283,15 +291,20 @@ def evaluate(
             print(f"written: {out}")
 
 
-def export(checkpoint: Path, out: Path, half: bool = False) -> None:
+def export(checkpoint: Path, out: Path, data: BinarizedMNISTDataModule, half: bool = False) -> None:
     """Turns a Lightning checkpoint into weights to share: safetensors and a JSON config.
 
     Args:
         checkpoint: The .ckpt file; where weights were averaged, it holds the average.
         out: Folder to write.
+        data: What the model was trained on; read only if an export needs it, as that of an autoencoder does, which
+            fits a density to the codes of the training images.
         half: Store half-precision numbers.
     """
     model = hub.load(checkpoint)
+    if model.finalizes:
+        data.prepare_data()
+        model.finalize(data.images("train"))
     model.save_pretrained(out, half=half)
     print(f"{type(model).__name__} with {model.num_parameters:,} parameters: {out}")
 

@@ -13,7 +13,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,21 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_genmodels import __version__
-from lightning_genmodels.base import ExplicitModel, GenerativeModel, LatentVariableModel, OrderMixture
+from lightning_genmodels.ais import ais_bound, ais_bracket, images_at_once
+from lightning_genmodels.base import (
+    ExplicitModel,
+    GenerativeModel,
+    LatentVariableModel,
+    OrderMixture,
+    RepresentationModel,
+)
 from lightning_genmodels.data import BinarizedMNISTDataModule, InMemoryLoader
 from lightning_genmodels.data.datamodule import Split
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.files import write_atomically
-from lightning_genmodels.functional import bits_per_dimension, keyed_generators, process_share
+from lightning_genmodels.functional import bits_per_dimension, derive_seed, keyed_generators, process_share
 from lightning_genmodels.metrics import PerImage
+from lightning_genmodels.probe import linear_probe
 from lightning_genmodels.registry import model_name
 
 METRICS, VALUES = "metrics.json", "values.safetensors"
@@ -74,6 +82,19 @@ class Report:
             lines.append(
                 f"{name:10} {figure['estimator']:22} {figure['value']:10.3f} {figure['standard_error']:11.3f} "
                 f"{figure['bits_per_dimension']:9.4f} {figure['images_per_second']:10.1f}"
+            )
+        if "ais" in m:
+            ais, gap = m["ais"], m["ais"]["simulated"]["gap"]
+            simulated = ais["simulated"]["num_images"]
+            lines.append(
+                f"annealed importance sampling, {ais['estimator']}, first {ais['num_images']} images: "
+                f"{ais['value']:.3f} +- {ais['standard_error']:.3f} nats; on {simulated} images that the model drew, "
+                f"upper and lower bounds are {gap['value']:.3f} +- {gap['standard_error']:.3f} apart"
+            )
+        for kind, result in m.get("probe", {}).get("results", {}).items():
+            lines.append(
+                f"linear probe on {kind} ({result['dim']} numbers, {m['probe']['binarization']} binarization): "
+                f"{100 * result['accuracy']:.2f} % +- {100 * result['standard_error']:.2f}"
             )
         sampling = m["sampling"]
         lines.append(f"sampling {sampling['num_images']} images: {sampling['seconds']:.3f} s on {m['device']}")
@@ -143,6 +164,8 @@ def evaluate(
     accelerator: str = "auto",
     devices: int = 1,
     precision: Any = "32-true",
+    ais: int = 0,
+    probe: bool = False,
 ) -> Report | None:
     """Evaluates a trained model on one split of the data.
 
@@ -156,6 +179,8 @@ def evaluate(
         accelerator: As Lightning's Trainer takes it.
         devices: Number of processes; more than one starts them as ``ddp``.
         precision: As Lightning's Trainer takes it; sums are in at least float32 in any case.
+        ais: Temperatures of annealed importance sampling, by :func:`evaluate_ais`; 0 for none.
+        probe: Also a linear probe on codes, by :func:`evaluate_probe`.
 
     Returns:
         The report, or None on every process but the first.
@@ -213,7 +238,95 @@ def evaluate(
             "python": platform.python_version(),
         },
     }
+    if ais:
+        images = min(limit or 200, 200)
+        metrics["ais"] = evaluate_ais(model, data, split, num_images=images, num_temperatures=ais, seed=seed)
+    if probe:
+        metrics["probe"] = evaluate_probe(model, data, seed=seed)
     return Report(metrics, evaluator.found)
+
+
+def evaluate_ais(
+    model: GenerativeModel,
+    data: BinarizedMNISTDataModule,
+    split: Split = "test",
+    *,
+    num_images: int = 200,
+    num_temperatures: int = 1000,
+    num_chains: int = 10,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Annealed importance sampling on the first images of a split, and on as many images that the model draws.
+
+    Args:
+        model: A latent-variable model, in evaluation mode.
+        data: The data module.
+        split: train, val or test.
+        num_images: Images of each kind.
+        num_temperatures: See :func:`lightning_genmodels.ais.ais_bound`.
+        num_chains: See :func:`lightning_genmodels.ais.ais_bound`.
+        seed: Seed of the noise.
+
+    Returns:
+        JSON: the mean upper bound on the negative log-likelihood with its standard error, and for the simulated images
+        both bounds and the gap between them; nats per image.
+
+    Raises:
+        OptionError: Another kind of model, or a number below one.
+    """
+    if not isinstance(model, LatentVariableModel):
+        raise OptionError(f"a {type(model).__name__} has no latent variables to anneal; leave out --ais")
+    data.prepare_data()
+    images = data.images(split)[:num_images].to(model.device).float()
+    size = images_at_once(num_chains)
+    parts = [
+        ais_bound(
+            model,
+            part,
+            num_temperatures=num_temperatures,
+            num_chains=num_chains,
+            generator=keyed_generators(seed, keys),
+        )
+        for part, keys in zip(*_split(images, range(len(images)), size), strict=True)
+    ]
+    bracket = ais_bracket(
+        model, num_images, num_temperatures=num_temperatures, num_chains=num_chains, seed=derive_seed("ais", seed)
+    )
+    return {
+        "estimator": f"{num_temperatures:,} temperatures, {num_chains} chains",
+        "num_images": len(images),
+        **_mean_and_error(-torch.cat(parts)),
+        "simulated": {
+            "num_images": num_images,
+            "lower_bound": _mean_and_error(-bracket.upper),
+            "upper_bound": _mean_and_error(-bracket.lower),
+            "gap": _mean_and_error(bracket.upper - bracket.lower),
+        },
+    }
+
+
+def evaluate_probe(model: GenerativeModel, data: BinarizedMNISTDataModule, *, seed: int = 0) -> dict[str, Any]:
+    """A linear probe on codes, raw pixels and a random encoder; see :func:`lightning_genmodels.probe.linear_probe`.
+
+    Static binarized MNIST has no labels: there the probe takes the draws of the dynamic one, and says so.
+
+    Returns:
+        JSON: the binarization, and by kind of features their number, the accuracy and its standard error.
+
+    Raises:
+        OptionError: The model has no codes, or scikit-learn is not installed.
+    """
+    if not isinstance(model, RepresentationModel):
+        raise OptionError(f"a {type(model).__name__} has no codes to probe; leave out --probe")
+    if data.source == "mnist" and data.binarization == "static":
+        data = BinarizedMNISTDataModule(str(data.root), binarization="dynamic", image_size=data.image_size)
+    data.prepare_data()
+    results = linear_probe(model, data, seed=seed)
+    return {"binarization": data.binarization, "results": {kind: asdict(result) for kind, result in results.items()}}
+
+
+def _mean_and_error(values: Tensor) -> dict[str, float]:
+    return {"value": values.mean().item(), "standard_error": values.std().item() / math.sqrt(len(values))}
 
 
 class _Evaluator(LightningModule):

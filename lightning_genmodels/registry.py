@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "lightning_genmodels.models"
 
 MODELS = {
+    "autoencoder": "lightning_genmodels.models.autoencoder:Autoencoder",
     "bernoulli": "lightning_genmodels.models.bernoulli:Bernoulli",
     "chain_rule_table": "lightning_genmodels.models.chain_rule_table:ChainRuleTable",
     "diagonal_bilstm": "lightning_genmodels.models.pixelrnn:DiagonalBiLSTM",
@@ -28,6 +29,7 @@ MODELS = {
     "fvbn": "lightning_genmodels.models.fvbn:FVBN",
     "gated_pixelcnn": "lightning_genmodels.models.gated_pixelcnn:GatedPixelCNN",
     "joint_table": "lightning_genmodels.models.joint_table:JointTable",
+    "ladder_vae": "lightning_genmodels.models.ladder_vae:LadderVAE",
     "made": "lightning_genmodels.models.made:MADE",
     "markov": "lightning_genmodels.models.markov:Markov",
     "nade": "lightning_genmodels.models.nade:NADE",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_genmodels import pretrained
 from lightning_genmodels.callbacks import best_path
+from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.files import write_atomically
 
 EXPORTED = "weights"
@@ -143,7 +144,11 @@ class ExportBest(Callback):
         if not trainer.is_global_zero or not best.is_file():
             return
         folder = self.root / EXPORTED
-        pretrained.read(best).save_pretrained(folder)
+        model = pretrained.read(best)
+        data = getattr(trainer, "datamodule", None)
+        if model.finalizes and isinstance(data, BinarizedMNISTDataModule):
+            model.finalize(data.images("train"))
+        model.save_pretrained(folder)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 import wandb

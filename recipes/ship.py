@@ -43,7 +43,10 @@ def ship(
         num_particles: k of the importance-weighted bound.
     """
     folder = SHIPPED / name
-    hub.load(checkpoint).save_pretrained(folder, half=half)
+    trained = hub.load(checkpoint)
+    if trained.finalizes:
+        trained.finalize(data.images("train"))
+    trained.save_pretrained(folder, half=half)
     model = hub.load(folder)
     report = evaluate(model, data, "test", num_particles=num_particles)
     assert report is not None

@@ -36,6 +36,16 @@ def test_bernoulli_log_prob_is_exact_at_extreme_logits() -> None:
     assert bernoulli_log_prob(logits, zeros).tolist() == pytest.approx([-80.0, 0.0, -200.0, 0.0], abs=1e-30)
 
 
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 2, 3), (1, 3, 5), (1, 1, 1)])
+def test_bernoulli_log_prob_is_the_same_with_and_without_gradients(shape: tuple[int, ...]) -> None:
+    logits = 20 * torch.randn(7, 4, *shape)
+    x = (torch.rand(4, *shape) < 0.5).float()
+    before = logits.clone()
+    fast, exact = bernoulli_log_prob(logits, x), bernoulli_log_prob(logits.double().requires_grad_(), x)
+    assert torch.equal(logits, before)
+    assert torch.allclose(fast.double(), exact, rtol=1e-6, atol=1e-6)
+
+
 def test_bernoulli_log_prob_is_summed_in_float32() -> None:
     logits = torch.randn(2, 1, 28, 28).bfloat16()
     x = (torch.rand(2, 1, 28, 28) < 0.5).float()

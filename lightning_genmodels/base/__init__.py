@@ -14,6 +14,7 @@ RasterModel          the same, row by row           the network ``net``
 LatentVariableModel  ``elbo`` and ``iw_bound``      ``encode``, ``decode``, ``log_joint``,
                                                     ``log_weights``, ``sample_latent``
 ImplicitModel        nothing                        ``_sample``, its own ``training_step``
+RepresentationModel  (has codes; a kind of its own) ``encode``, ``decode``
 ==================== ============================== ======================================
 """
 
@@ -25,6 +26,7 @@ from lightning_genmodels.base.generative import EventShape, GenerativeModel, Los
 from lightning_genmodels.base.implicit import ImplicitModel
 from lightning_genmodels.base.latent import LatentVariableModel
 from lightning_genmodels.base.raster import RasterModel, fill_raster, from_raster, to_raster
+from lightning_genmodels.base.representation import RepresentationModel
 
 __all__ = [
     "AutoregressiveModel",
@@ -36,6 +38,7 @@ __all__ = [
     "LossTrainedModel",
     "OrderMixture",
     "RasterModel",
+    "RepresentationModel",
     "TabularModel",
     "TrainingOptions",
     "fill_raster",

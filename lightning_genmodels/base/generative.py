@@ -62,6 +62,9 @@ class GenerativeModel(LightningModule, ABC):
     small: ClassVar[dict[str, Any]]
     """Constructor arguments of a tiny instance, whose images can all be enumerated: what the contract tests run on."""
 
+    finalizes: ClassVar[bool] = False
+    """Whether an export needs the training images, for :meth:`finalize`."""
+
     sample_chunk: ClassVar[int] = 1000
     """At most this many images are sampled at once; the samples of a seed depend on it, so it is part of the model."""
 
@@ -95,6 +98,9 @@ class GenerativeModel(LightningModule, ABC):
 
     def initialize(self, images: Tensor) -> None:
         """Sets parameters from all training images, (N, 1, H, W) uint8, before training from scratch; default: none."""
+
+    def finalize(self, images: Tensor) -> None:
+        """Sets buffers from all training images, (N, 1, H, W) uint8, when weights are exported; default: none."""
 
     # Using a model.
 
@@ -192,8 +198,9 @@ class GenerativeModel(LightningModule, ABC):
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        # Lightning refuses to clip the gradients of a fused optimizer under float16 loss scaling.
-        fused = self.trainer.precision != "16-mixed"
+        # Lightning refuses to clip the gradients of a fused optimizer in mixed precision, with or without loss scaling.
+        clips_mixed = self.trainer.precision == "bf16-mixed" and bool(self.trainer.gradient_clip_val)
+        fused = self.trainer.precision != "16-mixed" and not clips_mixed
         optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=self.learning_rate,

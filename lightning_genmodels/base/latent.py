@@ -9,9 +9,11 @@ from typing import ClassVar, final
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 from typing_extensions import Unpack
 
 from lightning_genmodels.base.generative import LossTrainedModel, TrainingOptions, chunk_sizes
+from lightning_genmodels.base.representation import RepresentationModel
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import (
     Noise,
@@ -22,12 +24,12 @@ from lightning_genmodels.functional import (
 from lightning_genmodels.metrics import NegativeLogLikelihood
 
 
-class LatentVariableModel(LossTrainedModel, ABC):
+class LatentVariableModel(LossTrainedModel, RepresentationModel, ABC):
     """A model p(x, z) with an approximate posterior q(z|x): its likelihood is bounded, never known.
 
     It implements ``encode``, ``decode``, ``log_joint``, ``log_weights`` and ``sample_latent``; ``elbo`` too where a
     term is known in closed form. Bounds are free of whatever training adds (beta, free bits, warm-up), which lives in
-    ``training_loss`` alone.
+    ``training_loss`` alone. Codes are posterior means, levels concatenated.
     """
 
     monitor = "val/nelbo"
@@ -42,18 +44,6 @@ class LatentVariableModel(LossTrainedModel, ABC):
         self.test_nelbo = NegativeLogLikelihood(self.event_shape)
         self.test_iw = NegativeLogLikelihood(self.event_shape)
         self._num_evaluated = 0
-
-    @abstractmethod
-    def encode(self, x: Tensor) -> Tensor:
-        """Mean (B, D) of the approximate posterior of images (B, 1, H, W); several levels are concatenated.
-
-        Raises:
-            ImageError: Wrong shape, NaN, or pixels other than 0 and 1.
-        """
-
-    @abstractmethod
-    def decode(self, z: Tensor) -> Tensor:
-        """Logits (..., 1, H, W) of the pixels' conditional distributions given latents (..., D)."""
 
     @abstractmethod
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
@@ -75,6 +65,13 @@ class LatentVariableModel(LossTrainedModel, ABC):
     @abstractmethod
     def sample_latent(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draws (num_samples, D) latents from the prior p(z)."""
+
+    def annealing_start(self, x: Tensor) -> Normal:
+        """Where annealed importance sampling starts: a diagonal Gaussian over latents, with batch shape (B, D), for
+        images (B, 1, H, W). The nearer to the posterior, the better; default: a standard normal.
+        """
+        codes = self.encode(x)
+        return Normal(torch.zeros_like(codes), torch.ones_like(codes), validate_args=False)
 
     @property
     def num_particles(self) -> int:

@@ -25,6 +25,9 @@ STATIC: dict[str, Published] = {
     "eonade": Published(85.10, "exact mixture of 128 orders", "Uria, Murray and Larochelle 2014"),
     "fvbn": Published(97.45, "exact", "Larochelle and Murray 2011"),
     "gated_pixelcnn": Published(80.10, "exact", "as the PixelVAE paper reports it, Gulrajani et al. 2017"),
+    "ladder_vae": Published(
+        78.30, "IW-1000", "a public implementation with 12 layers, trained on train and validation"
+    ),
     "made": Published(88.04, "exact mixture of 32 masks", "Germain et al. 2015"),
     "nade": Published(88.33, "exact", "Larochelle and Murray 2011, as later papers report it"),
     "pixelcnn": Published(81.30, "exact", "van den Oord et al. 2016"),

@@ -6,12 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_genmodels.models.autoencoder import Autoencoder
     from lightning_genmodels.models.bernoulli import Bernoulli
     from lightning_genmodels.models.chain_rule_table import ChainRuleTable
     from lightning_genmodels.models.eonade import EoNADE
     from lightning_genmodels.models.fvbn import FVBN
     from lightning_genmodels.models.gated_pixelcnn import GatedPixelCNN
     from lightning_genmodels.models.joint_table import JointTable
+    from lightning_genmodels.models.ladder_vae import LadderVAE
     from lightning_genmodels.models.made import MADE
     from lightning_genmodels.models.markov import Markov
     from lightning_genmodels.models.nade import NADE
@@ -24,12 +26,14 @@ __all__ = [
     "MADE",
     "NADE",
     "VAE",
+    "Autoencoder",
     "Bernoulli",
     "ChainRuleTable",
     "DiagonalBiLSTM",
     "EoNADE",
     "GatedPixelCNN",
     "JointTable",
+    "LadderVAE",
     "Markov",
     "PixelCNN",
     "PixelSNAIL",
@@ -37,6 +41,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Autoencoder": "autoencoder",
     "Bernoulli": "bernoulli",
     "ChainRuleTable": "chain_rule_table",
     "DiagonalBiLSTM": "pixelrnn",
@@ -44,6 +49,7 @@ _MODULES = {
     "FVBN": "fvbn",
     "GatedPixelCNN": "gated_pixelcnn",
     "JointTable": "joint_table",
+    "LadderVAE": "ladder_vae",
     "MADE": "made",
     "Markov": "markov",
     "NADE": "nade",

@@ -2,12 +2,12 @@
 
 The default network is that of Burda, Grosse and Salakhutdinov (2016), "Importance Weighted Autoencoders": two layers
 of 200 tanh units on either side of 50 latent variables. ``num_particles`` above one trains their importance-weighted
-bound.
+bound, and ``top_latent_dim`` adds their second layer of latent variables. ``beta`` is that of Higgins et al. (2017),
+"beta-VAE".
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -19,24 +19,37 @@ from typing_extensions import Unpack
 from lightning_genmodels.base import LatentVariableModel, TrainingOptions
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import Noise, at_least_float32, bernoulli_log_prob, mean_logits, standard_normal
+from lightning_genmodels.nn.coders import ConvolutionalDecoder, ConvolutionalEncoder, Network, mlp
 
 
 class VAE(LatentVariableModel):
     """p(x, z) = N(z; 0, I) prod_i Bernoulli(x_i; f_i(z)), with q(z|x) = N(z; mu(x), diag(sigma(x)^2)).
 
+    With a second layer of latent variables, p(x, z) = N(z2; 0, I) N(z1; g(z2)) prod_i Bernoulli(x_i; f_i(z1)) and
+    q(z|x) = q(z1|x) q(z2|z1), all Gaussians diagonal; latents are z1 and z2, concatenated.
+
     Args:
         event_shape: (1, H, W) of one image.
-        hidden_sizes: Units of the encoder's hidden layers; the decoder has them in reverse.
-        latent_dim: D, number of latent variables.
+        hidden_sizes: Units of the encoder's hidden layers; the decoder has them in reverse. For ``conv``: channels.
+        latent_dim: D, number of latent variables (of the lower layer, if there are two).
         num_particles: K of the training objective: 1 for the ELBO (Kingma and Welling, eq. 10, with the KL divergence
             in closed form), more for the importance-weighted bound (Burda et al., eq. 8).
         kl_warmup_steps: Steps over which the weight of the KL divergence rises from zero to one in the training loss
             (Sønderby et al. 2016, section 2.3). Without it most latent variables are pruned in the first epochs, and
             stay so. The bounds that are reported never have it.
+        dropout: Fraction of hidden units that training drops, after every hidden layer of all networks (Srivastava
+            et al. 2014).
+        network: ``mlp``: linear layers and tanh. ``conv``: each hidden layer is a convolution that halves the
+            image, and in the decoder one that doubles it, with ELU (Clevert et al. 2016).
+        beta: Weight of the KL divergence in the training loss (Higgins et al. 2017, eq. 4), after warm-up; for one
+            particle. The bounds that are reported never have it.
+        top_latent_dim: Latent variables of a second layer; 0 for none.
+        top_hidden_sizes: Units of the hidden layers between the two layers of latent variables: linear, tanh.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
     Raises:
-        OptionError: A size or number of particles below one.
+        OptionError: A size or number of particles below one, an unknown network, a fraction outside [0, 1), a negative
+            ``beta``, or one other than 1 for several particles.
     """
 
     small = {"event_shape": (1, 2, 2), "hidden_sizes": (5,), "latent_dim": 2}
@@ -48,28 +61,53 @@ class VAE(LatentVariableModel):
         latent_dim: int = 50,
         num_particles: int = 1,
         kl_warmup_steps: int = 0,
+        dropout: float = 0.0,
+        network: Network = "mlp",
+        beta: float = 1.0,
+        top_latent_dim: int = 0,
+        top_hidden_sizes: Sequence[int] = (100, 100),
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(event_shape, **options)
-        if min([*hidden_sizes, latent_dim, num_particles]) < 1:
+        if min([*hidden_sizes, latent_dim, num_particles, *top_hidden_sizes, top_latent_dim + 1]) < 1:
             raise OptionError(
                 f"expected sizes of at least 1, got hidden_sizes={tuple(hidden_sizes)}, latent_dim={latent_dim}, "
+                f"num_particles={num_particles}, top_hidden_sizes={tuple(top_hidden_sizes)}, "
+                f"top_latent_dim={top_latent_dim}"
+            )
+        if not 0.0 <= dropout < 1.0:
+            raise OptionError(f"expected dropout in [0, 1), got {dropout}")
+        if network not in ("mlp", "conv"):
+            raise OptionError(f"expected network 'mlp' or 'conv', got {network!r}")
+        if beta < 0.0 or (beta != 1.0 and num_particles > 1):
+            raise OptionError(
+                f"expected beta of at least 0, and 1 for several particles, got beta={beta}, "
                 f"num_particles={num_particles}"
             )
         self.latent_dim = latent_dim
+        self.top_latent_dim = top_latent_dim
         self.kl_warmup_steps = kl_warmup_steps
+        self.beta = beta
         self._num_particles = num_particles
         pixels = math.prod(self.event_shape)
-        self.encoder = _mlp([pixels, *hidden_sizes, 2 * latent_dim])
-        self.decoder = _mlp([latent_dim, *reversed(hidden_sizes), pixels])
+        self.encoder: nn.Module
+        self.decoder: nn.Module
+        if network == "mlp":
+            self.encoder = mlp([pixels, *hidden_sizes, 2 * latent_dim], dropout)
+            self.decoder = mlp([latent_dim, *reversed(hidden_sizes), pixels], dropout)
+        else:
+            self.encoder = ConvolutionalEncoder(self.event_shape, hidden_sizes, 2 * latent_dim, dropout)
+            self.decoder = ConvolutionalDecoder(self.event_shape, hidden_sizes, latent_dim, dropout)
+        if top_latent_dim:
+            self.top_encoder = mlp([latent_dim, *top_hidden_sizes, 2 * top_latent_dim], dropout)
+            self.top_decoder = mlp([top_latent_dim, *reversed(top_hidden_sizes), 2 * latent_dim], dropout)
 
     @torch.no_grad()
     def initialize(self, images: Tensor) -> None:
         """Starts the decoder at the mean image, as Burda et al. do. Latent variables then need not model the mean, and
         fewer of them are pruned.
         """
-        output = self.decoder[-1]
-        assert isinstance(output, nn.Linear)
+        output = self.decoder if isinstance(self.decoder, ConvolutionalDecoder) else self.decoder[-1]  # type: ignore[index]
         output.bias.copy_(mean_logits(images))
 
     @property
@@ -83,68 +121,119 @@ class VAE(LatentVariableModel):
         return "val/nelbo" if self.num_particles == 1 else f"val/iw{self.num_particles}"
 
     def posterior(self, x: Tensor) -> Normal:
-        """q(z|x), a diagonal Gaussian with batch shape (B, D), of binary images (B, 1, H, W)."""
-        output = at_least_float32(self.encoder(self._checked(x).flatten(1)))
-        mean, log_std = output.chunk(2, dim=-1)  # (B, D) each
-        return Normal(mean, torch.exp(log_std), validate_args=False)
+        """q(z|x), or q(z1|x): a diagonal Gaussian with batch shape (B, D), of binary images (B, 1, H, W)."""
+        return _gaussian(self.encoder(self._checked(x).flatten(1)))
+
+    def annealing_start(self, x: Tensor) -> Normal:
+        """The approximate posterior of one layer, wider by the root of its standard deviation, since a start too
+        narrow gives weights of heavy tails; a standard normal for two layers.
+        """
+        if self.top_latent_dim:
+            return super().annealing_start(x)
+        posterior = self.posterior(x)
+        return Normal(posterior.mean, posterior.stddev.sqrt(), validate_args=False)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Posterior mean (B, D) of binary images (B, 1, H, W)."""
+        """Posterior mean (B, D) of binary images (B, 1, H, W); that of a second layer is taken at the mean of z1."""
         mean: Tensor = self.posterior(x).mean
-        return mean
+        if not self.top_latent_dim:
+            return mean
+        return torch.cat([mean, _gaussian(self.top_encoder(mean)).mean], dim=-1)
 
     def decode(self, z: Tensor) -> Tensor:
         """Logits (..., 1, H, W) of the pixels given latents (..., D)."""
-        logits: Tensor = self.decoder(z).unflatten(-1, self.event_shape)
+        logits: Tensor = self.decoder(z[..., : self.latent_dim]).unflatten(-1, self.event_shape)
         return logits
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """Log p(x, z) = log p(z) + log p(x|z) in nats, (..., B), of images (B, 1, H, W) and latents (..., B, D)."""
-        return _standard_normal_log_prob(z) + bernoulli_log_prob(self.decode(z), self._checked(x))
+        return self._log_prior(z) + bernoulli_log_prob(self.decode(z), self._checked(x))
 
     def log_weights(self, x: Tensor, num_particles: int, *, generator: Noise = None) -> Tensor:
         """Log p(x, z_k) - log q(z_k|x), (K, B) nats, for K particles z_k = mu + sigma * eps_k of each image."""
         posterior = self.posterior(x)
-        noise = standard_normal(num_particles, len(x), (self.latent_dim,), generator, like=posterior.mean)  # (K, B, D)
-        z = posterior.mean + posterior.stddev * noise
-        log_q = _standard_normal_log_prob(noise) - posterior.stddev.log().sum(-1)  # (K, B)
+        width = self.latent_dim + self.top_latent_dim
+        noise = standard_normal(num_particles, len(x), (width,), generator, like=posterior.mean)  # (K, B, D)
+        z, log_q = _draw(posterior, noise[..., : self.latent_dim])
+        if self.top_latent_dim:
+            top, log_q_top = _draw(_gaussian(self.top_encoder(z)), noise[..., self.latent_dim :])
+            z, log_q = torch.cat([z, top], dim=-1), log_q + log_q_top
         return self.log_joint(x, z) - log_q
 
     def elbo(self, x: Tensor, *, generator: Noise = None) -> Tensor:
-        """E_q[log p(x|z)] - KL(q(z|x) || p(z)) in nats, (B,): one particle, the divergence in closed form."""
-        reconstruction, kl = self._elbo_terms(x, generator)
+        """E_q[log p(x|z)] - KL(q(z|x) || p(z)) in nats, (B,): one particle, the divergence as in :meth:`elbo_terms`."""
+        reconstruction, kl = self.elbo_terms(x, generator=generator)
         return reconstruction - kl
 
-    def training_loss(self, x: Tensor) -> Tensor:
-        """The negative bound, after a warm-up in which the KL divergence of the ELBO weighs less."""
-        if self.global_step >= self.kl_warmup_steps:
-            return super().training_loss(x)
-        reconstruction, kl = self._elbo_terms(x, None)
-        return (self.global_step / self.kl_warmup_steps * kl - reconstruction).mean()
+    def elbo_terms(self, x: Tensor, *, generator: Noise = None) -> tuple[Tensor, Tensor]:
+        """The two terms of the ELBO, which is their difference.
 
-    def _elbo_terms(self, x: Tensor, generator: Noise) -> tuple[Tensor, Tensor]:
-        """One-particle estimate of E_q[log p(x|z)], and KL(q(z|x) || p(z)): (B,) nats each."""
+        Args:
+            x: (B, 1, H, W) binary images.
+            generator: One generator, or one per image.
+
+        Returns:
+            E_q[log p(x|z)], estimated with one particle, and KL(q(z|x) || p(z)), (B,) nats each. The divergence is in
+            closed form, and so never negative; with two layers that holds for its part KL(q(z2|z1) || p(z2)), and one
+            particle estimates the rest.
+        """
         posterior = self.posterior(x)
-        noise = standard_normal(1, len(x), (self.latent_dim,), generator, like=posterior.mean)[0]
-        z = posterior.mean + posterior.stddev * noise  # (B, D)
-        prior = Normal(torch.zeros_like(z), torch.ones_like(z), validate_args=False)
-        return bernoulli_log_prob(self.decode(z), self._checked(x)), kl_divergence(posterior, prior).sum(-1)
+        width = self.latent_dim + self.top_latent_dim
+        noise = standard_normal(1, len(x), (width,), generator, like=posterior.mean)[0]
+        z, log_q = _draw(posterior, noise[..., : self.latent_dim])  # (B, D), (B,)
+        reconstruction = bernoulli_log_prob(self.decode(z), self._checked(x))
+        if not self.top_latent_dim:
+            return reconstruction, _kl_to_standard_normal(posterior)
+        top_posterior = _gaussian(self.top_encoder(z))
+        top, _ = _draw(top_posterior, noise[..., self.latent_dim :])
+        log_prior = _gaussian(self.top_decoder(top)).log_prob(z).sum(dim=-1)
+        return reconstruction, log_q - log_prior + _kl_to_standard_normal(top_posterior)
+
+    def training_loss(self, x: Tensor) -> Tensor:
+        """The negative bound; in the ELBO, the KL divergence weighs ``beta``, and less during warm-up."""
+        warm = self.global_step >= self.kl_warmup_steps
+        weight = self.beta if warm else self.beta * self.global_step / self.kl_warmup_steps
+        if weight == 1.0:
+            return super().training_loss(x)
+        reconstruction, kl = self.elbo_terms(x)
+        return (weight * kl - reconstruction).mean()
 
     def sample_latent(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draws (num_samples, D) standard normal latents."""
+        """Draws (num_samples, D) latents: standard normal ones, and then those of the layer below."""
         like = next(self.parameters())
-        return standard_normal(1, num_samples, (self.latent_dim,), generator, like=like)[0]
+        width = self.latent_dim + self.top_latent_dim
+        noise = standard_normal(1, num_samples, (width,), generator, like=like)[0]
+        if not self.top_latent_dim:
+            return noise
+        top = noise[..., self.latent_dim :]
+        z, _ = _draw(_gaussian(self.top_decoder(top)), noise[..., : self.latent_dim])
+        return torch.cat([z, top], dim=-1)
+
+    def _log_prior(self, z: Tensor) -> Tensor:
+        """Log p(z) in nats, (...), of latents (..., D)."""
+        if not self.top_latent_dim:
+            return _standard_normal_log_prob(z)
+        z, top = z[..., : self.latent_dim], z[..., self.latent_dim :]
+        log_prob: Tensor = _gaussian(self.top_decoder(top)).log_prob(z).sum(dim=-1)
+        return log_prob + _standard_normal_log_prob(top)
 
 
-def _mlp(sizes: list[int]) -> nn.Sequential:
-    """Linear layers with tanh between them, and the weights of Glorot and Bengio (2010), as Burda et al. have."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(sizes):
-        linear = nn.Linear(inputs, outputs)
-        nn.init.xavier_uniform_(linear.weight)
-        nn.init.zeros_(linear.bias)
-        layers += [linear, nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
+def _gaussian(output: Tensor) -> Normal:
+    """A diagonal Gaussian from means and log standard deviations, side by side in the last dimension."""
+    mean, log_std = at_least_float32(output).chunk(2, dim=-1)
+    return Normal(mean, torch.exp(log_std), validate_args=False)
+
+
+def _draw(gaussian: Normal, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """A draw mu + sigma * noise, (..., D), and its log-density in nats, (...)."""
+    log_prob = _standard_normal_log_prob(noise) - gaussian.stddev.log().sum(dim=-1)
+    return gaussian.mean + gaussian.stddev * noise, log_prob
+
+
+def _kl_to_standard_normal(gaussian: Normal) -> Tensor:
+    """KL(N(mu, sigma^2) || N(0, I)) in nats, summed over the last dimension."""
+    standard = Normal(torch.zeros_like(gaussian.mean), torch.ones_like(gaussian.mean), validate_args=False)
+    return kl_divergence(gaussian, standard).sum(dim=-1)
 
 
 def _standard_normal_log_prob(z: Tensor) -> Tensor:

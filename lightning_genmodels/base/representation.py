@@ -1,0 +1,25 @@
+"""Models that have codes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from lightning_genmodels.base.generative import GenerativeModel
+
+
+class RepresentationModel(GenerativeModel, ABC):
+    """A model that maps images to codes, and codes to images; it implements ``encode`` and ``decode``."""
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes (B, D) of images (B, 1, H, W); of latent variables, the mean of the approximate posterior.
+
+        Raises:
+            ImageError: Wrong shape, NaN, or pixels other than 0 and 1.
+        """
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """Logits (..., 1, H, W) of the pixels' conditional distributions given codes (..., D)."""

@@ -1,0 +1,131 @@
+"""The autoencoder, and the denoising one (Vincent, Larochelle, Bengio and Manzagol 2008, "Extracting and Composing
+Robust Features with Denoising Autoencoders").
+
+It learns codes, and no density. To draw images all the same, a mixture of Gaussians is fitted to the codes of the
+training images when the weights are exported, and its draws are decoded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from lightning_genmodels.base import ImplicitModel, LossTrainedModel, RepresentationModel, TrainingOptions
+from lightning_genmodels.errors import OptionError
+from lightning_genmodels.functional import at_least_float32, bernoulli_log_prob, mean_logits, sample_bernoulli
+from lightning_genmodels.metrics import NegativeLogLikelihood
+from lightning_genmodels.nn.coders import ConvolutionalDecoder, ConvolutionalEncoder, Network, mlp
+from lightning_genmodels.nn.mixture import GaussianMixture
+
+
+class Autoencoder(ImplicitModel, LossTrainedModel, RepresentationModel):
+    """y = f(x), and prod_i Bernoulli(x_i; g_i(y)): codes from which images can be reconstructed.
+
+    The reconstruction's log-likelihood is no likelihood of the image: a code may be as large as the image is.
+
+    Args:
+        event_shape: (1, H, W) of one image.
+        hidden_sizes: Units of the encoder's hidden layers; the decoder has them in reverse. For ``conv``: channels.
+        code_dim: D, numbers in a code.
+        corruption: Fraction of pixels that are set to 0 before encoding, in training alone (Vincent et al., section
+            2.3): the clean image is to be reconstructed.
+        network: ``mlp``: linear layers and tanh. ``conv``: each hidden layer is a convolution that halves the image,
+            and in the decoder one that doubles it, with ELU (Clevert et al. 2016).
+        mixture_components: Gaussians of the density from which codes are drawn.
+        options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
+
+    Raises:
+        OptionError: A size below one, an unknown network, or a fraction outside [0, 1).
+    """
+
+    monitor = "val/reconstruction"
+    finalizes = True
+    small = {"event_shape": (1, 2, 3), "hidden_sizes": (5,), "code_dim": 2, "mixture_components": 2}
+
+    def __init__(
+        self,
+        event_shape: Sequence[int] = (1, 28, 28),
+        hidden_sizes: Sequence[int] = (500,),
+        code_dim: int = 64,
+        corruption: float = 0.0,
+        network: Network = "mlp",
+        mixture_components: int = 10,
+        **options: Unpack[TrainingOptions],
+    ) -> None:
+        super().__init__(event_shape, **options)
+        if min([*hidden_sizes, code_dim, mixture_components]) < 1:
+            raise OptionError(
+                f"expected sizes of at least 1, got hidden_sizes={tuple(hidden_sizes)}, code_dim={code_dim}, "
+                f"mixture_components={mixture_components}"
+            )
+        if not 0.0 <= corruption < 1.0:
+            raise OptionError(f"expected corruption in [0, 1), got {corruption}")
+        if network not in ("mlp", "conv"):
+            raise OptionError(f"expected network 'mlp' or 'conv', got {network!r}")
+        self.corruption = corruption
+        pixels = math.prod(self.event_shape)
+        self.encoder: nn.Module
+        self.decoder: nn.Module
+        if network == "mlp":
+            self.encoder = mlp([pixels, *hidden_sizes, code_dim])
+            self.decoder = mlp([code_dim, *reversed(hidden_sizes), pixels])
+        else:
+            self.encoder = ConvolutionalEncoder(self.event_shape, hidden_sizes, code_dim)
+            self.decoder = ConvolutionalDecoder(self.event_shape, hidden_sizes, code_dim)
+        self.density = GaussianMixture(mixture_components, code_dim)
+        self.val_reconstruction = NegativeLogLikelihood(self.event_shape)
+        self.test_reconstruction = NegativeLogLikelihood(self.event_shape)
+
+    @torch.no_grad()
+    def initialize(self, images: Tensor) -> None:
+        """Starts the decoder at the mean image."""
+        output = self.decoder if isinstance(self.decoder, ConvolutionalDecoder) else self.decoder[-1]  # type: ignore[index]
+        output.bias.copy_(mean_logits(images))
+
+    @torch.no_grad()
+    def finalize(self, images: Tensor) -> None:
+        """Fits the density of the codes to those of the training images."""
+        self.density.fit(torch.cat([self.encode(part) for part in images.split(1000)]))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes (B, D) of binary images (B, 1, H, W)."""
+        return at_least_float32(self.encoder(self._checked(x).flatten(1)))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Logits (..., 1, H, W) of the pixels given codes (..., D)."""
+        logits: Tensor = self.decoder(z).unflatten(-1, self.event_shape)
+        return logits
+
+    def reconstruction(self, x: Tensor) -> Tensor:
+        """Log-likelihood (B,), in nats, of binary images (B, 1, H, W) given their own codes."""
+        return bernoulli_log_prob(self.decode(self.encode(x)), self._checked(x))
+
+    def training_loss(self, x: Tensor) -> Tensor:
+        """Mean negative log-likelihood of images given the codes of their corruptions (Vincent et al., eq. 5)."""
+        seen = x * (torch.rand_like(x) >= self.corruption) if self.corruption else x
+        return -bernoulli_log_prob(self.decode(self.encode(seen)), self._checked(x)).mean()
+
+    def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
+        return sample_bernoulli(self.decode(self.density.sample(num_samples, generator)), generator)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Adds a batch to the validation figure."""
+        self.val_reconstruction.update(self.reconstruction(batch))
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Adds a batch to the test figure."""
+        self.test_reconstruction.update(self.reconstruction(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs ``val/reconstruction`` in nats per image."""
+        self._log_estimate("val/reconstruction", self.val_reconstruction.compute())
+        self.val_reconstruction.reset()
+
+    def on_test_epoch_end(self) -> None:
+        """Logs ``test/reconstruction`` in nats per image."""
+        self._log_estimate("test/reconstruction", self.test_reconstruction.compute())
+        self.test_reconstruction.reset()

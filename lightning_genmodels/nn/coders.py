@@ -1,0 +1,97 @@
+"""Networks that map images to codes, and codes to images."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Network = Literal["mlp", "conv"]
+
+
+def mlp(sizes: list[int], dropout: float = 0.0) -> nn.Sequential:
+    """Linear layers with tanh and dropout between them, and the weights of Glorot and Bengio (2010).
+
+    Args:
+        sizes: Units of all layers, from inputs to outputs.
+        dropout: Fraction of hidden units that training drops.
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        linear = nn.Linear(inputs, outputs)
+        nn.init.xavier_uniform_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.Sequential(nn.Tanh(), nn.Dropout(dropout)) if dropout else nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+class ConvolutionalEncoder(nn.Module):
+    """Convolutions that each halve the image, with ELU and dropout, and a linear layer.
+
+    Args:
+        event_shape: (1, H, W) of one image.
+        channels: Of every convolution.
+        outputs: Numbers to compute.
+        dropout: Fraction of hidden units that training drops.
+    """
+
+    def __init__(
+        self, event_shape: tuple[int, int, int], channels: Sequence[int], outputs: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.event_shape = event_shape
+        convolutions = [nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in itertools.pairwise([1, *channels])]
+        self.convolutions = nn.ModuleList(convolutions)
+        self.dropout = nn.Dropout(dropout)
+        height, width = _sizes(event_shape, len(channels))[-1]
+        self.linear = nn.Linear(channels[-1] * height * width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps pixels (B, n) to (B, ``outputs``)."""
+        x = x.unflatten(-1, self.event_shape).contiguous(memory_format=torch.channels_last)
+        for convolution in self.convolutions:
+            x = self.dropout(F.elu(convolution(x)))
+        output: Tensor = self.linear(x.flatten(1))
+        return output
+
+
+class ConvolutionalDecoder(nn.Module):
+    """A linear layer, and transposed convolutions that each double the image, with ELU and dropout.
+
+    Args:
+        event_shape: (1, H, W) of one image.
+        channels: Of the encoder's convolutions, which are undone in reverse.
+        inputs: Numbers in a code.
+        dropout: Fraction of hidden units that training drops.
+    """
+
+    def __init__(
+        self, event_shape: tuple[int, int, int], channels: Sequence[int], inputs: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        *self.sizes, smallest = _sizes(event_shape, len(channels))
+        self.shape = (channels[-1], *smallest)
+        self.linear = nn.Linear(inputs, math.prod(self.shape))
+        widths = itertools.pairwise([*reversed(channels), 1])
+        self.convolutions = nn.ModuleList(nn.ConvTranspose2d(i, o, 4, stride=2, padding=1) for i, o in widths)
+        self.bias = nn.Parameter(torch.zeros(math.prod(event_shape)))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Maps codes (..., D) to the logits of pixels (..., n)."""
+        y = self.linear(z.flatten(0, -2)).unflatten(1, self.shape).contiguous(memory_format=torch.channels_last)
+        for convolution, (height, width) in zip(self.convolutions, reversed(self.sizes), strict=True):
+            y = convolution(self.dropout(F.elu(y)))[..., :height, :width]
+        logits: Tensor = y.flatten(1) + self.bias
+        return logits.view(*z.shape[:-1], -1)
+
+
+def _sizes(event_shape: tuple[int, int, int], halvings: int) -> list[tuple[int, int]]:
+    """Height and width of an image after none, one, two, ... halvings, rounded up."""
+    _, height, width = event_shape
+    return [(-(-height // 2**level), -(-width // 2**level)) for level in range(halvings + 1)]

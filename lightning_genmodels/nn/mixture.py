@@ -1,0 +1,96 @@
+"""A mixture of Gaussians over codes, fitted by expectation maximization."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lightning_genmodels.functional import standard_normal, uniform
+
+
+class GaussianMixture(nn.Module):
+    """sum_m w_m N(z; mu_m, L_m L_m^T) in D dimensions, with full covariances; a standard normal until it is fitted.
+
+    Its parameters are buffers: no gradient trains them.
+
+    Args:
+        components: M.
+        dim: D.
+    """
+
+    log_weights: Tensor
+    means: Tensor
+    scale_tril: Tensor
+
+    def __init__(self, components: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("log_weights", torch.full((components,), -math.log(components)))
+        self.register_buffer("means", torch.zeros(components, dim))
+        self.register_buffer("scale_tril", torch.eye(dim).repeat(components, 1, 1))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density (N,) in nats of codes (N, D)."""
+        return torch.logsumexp(self._log_joint(z), dim=1)
+
+    def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draws (num_samples, D) codes."""
+        edges = self.log_weights.exp().cumsum(0)
+        component = torch.searchsorted(edges, uniform((num_samples,), generator, self.means).to(edges))
+        component = component.clamp(max=len(edges) - 1)
+        noise = standard_normal(1, num_samples, self.means.shape[1:], generator, like=self.means)[0]
+        return self.means[component] + torch.einsum("nij,nj->ni", self.scale_tril[component], noise)
+
+    @torch.no_grad()
+    def fit(self, z: Tensor, *, steps: int = 50, seed: int = 0) -> None:
+        """Fits the mixture to codes by expectation maximization (Bishop 2006, section 9.2.2).
+
+        Args:
+            z: (N, D) codes.
+            steps: Of the algorithm, from means that are codes far from each other.
+            seed: Of the choice of the first means.
+        """
+        z = z.double()
+        count, dim = z.shape
+        components = len(self.means)
+        centred = z - z.mean(0)
+        covariance = centred.T @ centred / count
+        # A little of the overall variance keeps each covariance positive definite, whatever its share of the codes.
+        ridge = 1e-3 * covariance.diagonal().mean().clamp(min=1e-6) * torch.eye(dim).to(z)
+        generator = torch.Generator().manual_seed(seed)
+        covariances = (covariance / components + ridge).repeat(components, 1, 1)
+        self._set(z.new_full((components,), 1.0 / components), self._spread(z, components, generator), covariances)
+        for _ in range(steps):
+            share = torch.softmax(self._log_joint(z.to(self.means)).double(), dim=1)  # (N, M)
+            total = share.sum(0).clamp(min=1e-6)
+            means = share.T @ z / total.unsqueeze(1)
+            for m in range(components):
+                distance = z - means[m]
+                covariances[m] = (share[:, m : m + 1] * distance).T @ distance / total[m] + ridge
+            self._set(total / total.sum(), means, covariances)
+
+    @staticmethod
+    def _spread(z: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Some of the codes, each drawn in proportion to its squared distance from those before it (Arthur and
+        Vassilvitskii 2007, "k-means++").
+        """
+        share, chosen = torch.ones(len(z)), []
+        for _ in range(count):
+            index = int(torch.multinomial(share.clamp(min=1e-12), 1, generator=generator))
+            chosen.append(z[index])
+            share = torch.stack([(z - mean).square().sum(dim=1) for mean in chosen]).amin(dim=0).float().cpu()
+        return torch.stack(chosen)
+
+    def _set(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
+        self.log_weights.copy_(weights.log())
+        self.means.copy_(means)
+        self.scale_tril.copy_(torch.linalg.cholesky(covariances))
+
+    def _log_joint(self, z: Tensor) -> Tensor:  # (N, M)
+        columns = []
+        for log_weight, mean, scale in zip(self.log_weights, self.means, self.scale_tril, strict=True):
+            white = torch.linalg.solve_triangular(scale, (z - mean).T, upper=False)  # (D, N)
+            log_density = -0.5 * (white.square() + math.log(2 * math.pi)).sum(0) - scale.diagonal().log().sum()
+            columns.append(log_weight + log_density)
+        return torch.stack(columns, dim=1)

@@ -1,0 +1,144 @@
+"""Latent-variable models beyond the contract: other networks, second layers, what training adds to the bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import test_contract as contract
+import torch
+from conftest import all_images
+
+from lightning_genmodels.base import LatentVariableModel
+from lightning_genmodels.errors import OptionError
+from lightning_genmodels.functional import keyed_generators
+from lightning_genmodels.models import VAE, LadderVAE
+
+VARIANTS: dict[str, tuple[type[LatentVariableModel], str, dict[str, Any]]] = {
+    "conv": (VAE, "vae", {"event_shape": (1, 2, 3), "network": "conv", "hidden_sizes": (4, 3)}),
+    "two layers": (VAE, "vae", {"latent_dim": 1, "top_latent_dim": 1, "top_hidden_sizes": (1,)}),
+    "importance weighted": (VAE, "vae", {"num_particles": 3}),
+}
+
+CONTRACT: list[Callable[[str], None]] = [
+    contract.test_gradients_reach_every_trained_parameter,
+    contract.test_marginals_of_all_images_sum_to_one,
+    contract.test_sample_frequencies_match_marginals,
+    contract.test_mean_log_weight_is_the_elbo,
+    contract.test_bounds_grow_with_particles_and_stay_below_the_likelihood,
+    contract.test_keyed_bounds_do_not_depend_on_the_batch,
+    contract.test_encode_and_decode_shapes,
+]
+
+
+@pytest.mark.parametrize("check", CONTRACT)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_keep_the_contract(
+    variant: str, check: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cls, name, arguments = VARIANTS[variant]
+    monkeypatch.setattr(cls, "small", {**cls.small, **arguments})
+    check(name)
+
+
+@torch.no_grad()
+def test_dropout_is_for_training_alone() -> None:
+    torch.manual_seed(0)
+    model = VAE(**VAE.small, dropout=0.5)
+    x = all_images(model.event_shape).float()
+    assert not torch.equal(model.encode(x), model.encode(x))
+    model.eval()
+    assert torch.equal(model.encode(x), model.encode(x))
+    plain = VAE(**VAE.small)
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(plain.encode(x), model.encode(x))
+
+
+def test_the_bound_is_free_of_beta_and_warm_up() -> None:
+    models = [VAE(**VAE.small, **options) for options in ({}, {"beta": 4.0}, {"kl_warmup_steps": 100})]
+    x = all_images((1, 2, 2)).float()
+    elbos, losses = [], []
+    for model in models:
+        model.load_state_dict(models[0].state_dict())
+        elbos.append(model.elbo(x, generator=keyed_generators(0, range(len(x)))))
+        torch.manual_seed(0)
+        losses.append(model.training_loss(x))
+    torch.manual_seed(0)
+    reconstruction, kl = models[0].elbo_terms(x)
+    assert torch.equal(elbos[0], elbos[1])
+    assert torch.equal(elbos[0], elbos[2])
+    assert torch.allclose(losses[0], (kl - reconstruction).mean())
+    assert torch.allclose(losses[1], (4 * kl - reconstruction).mean())
+    assert torch.allclose(losses[2], -reconstruction.mean())  # the first step: no weight yet
+
+
+def test_closed_form_divergences_are_not_negative() -> None:
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model = VAE(**VAE.small)
+        _, kl = model.elbo_terms(all_images(model.event_shape).float())
+        assert bool((kl >= 0).all())
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"dropout": 1.0}, {"network": "cnn"}, {"beta": -1.0}, {"beta": 2.0, "num_particles": 5}]
+)
+def test_options_that_make_no_sense_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="expected"):
+        VAE(**arguments)
+
+
+@pytest.mark.parametrize("layers", [(0, 2), (2, 0), (1, 1, 1)])
+@torch.no_grad()
+def test_ladder_of_any_shape_fits_odd_images(layers: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = LadderVAE((1, 7, 5), layers, channels=(6, 4, 3)[: len(layers)], latent_channels=2, output_channels=2).eval()
+    x = model.sample(3)
+    codes = model.encode(x)
+    assert codes.shape == model.sample_latent(3).shape
+    assert model.decode(codes[None]).shape == (1, *x.shape)
+    reconstruction, kl = model.elbo_terms(x)
+    assert reconstruction.shape == (3,)
+    assert kl.shape == (sum(layers), 3)
+    assert bool((kl >= 0).all())
+
+
+@torch.no_grad()
+def test_ladder_weights_are_those_of_its_parts() -> None:
+    model = contract.build("ladder_vae")
+    assert isinstance(model, LadderVAE)
+    x = all_images(model.event_shape)[:5]
+    noise = keyed_generators(0, range(5))
+    log_weights = model.log_weights(x, 3, generator=noise)
+    _, posteriors, epsilon = model._infer(x, 3, keyed_generators(0, range(5)))
+    mean, log_std = (torch.cat([part.flatten(1) for part in parts], dim=1).view(3, 5, -1) for parts in posteriors)
+    q = torch.distributions.Normal(mean, log_std.exp())
+    z = mean + log_std.exp() * epsilon
+    assert torch.allclose(log_weights, model.log_joint(x, z) - q.log_prob(z).sum(-1), atol=1e-9)
+
+
+def test_ladder_bound_is_free_of_free_bits_and_warm_up() -> None:
+    models = [LadderVAE(**LadderVAE.small, **options) for options in ({}, {"free_bits": 3.0}, {"kl_warmup_steps": 9})]
+    x = all_images((1, 2, 2)).float()
+    elbos, losses = [], []
+    for model in models:
+        model.load_state_dict(models[0].state_dict())
+        elbos.append(model.eval().elbo(x, generator=keyed_generators(0, range(len(x)))))
+        torch.manual_seed(0)
+        losses.append(model.training_loss(x))
+    torch.manual_seed(0)
+    reconstruction, kl = models[0].elbo_terms(x)
+    assert torch.equal(elbos[0], elbos[1])
+    assert torch.equal(elbos[0], elbos[2])
+    assert torch.allclose(losses[0], kl.sum(0).mean() - reconstruction.mean())
+    assert torch.allclose(losses[1], kl.mean(1).clamp(min=3.0).sum() - reconstruction.mean())
+    assert torch.allclose(losses[2], -reconstruction.mean())
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"layers": (0, 0)}, {"layers": (1,), "channels": (4, 4)}, {"dropout": 1.0}, {"free_bits": -1.0}]
+)
+def test_ladder_options_that_make_no_sense_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="expected"):
+        LadderVAE(**{**LadderVAE.small, **arguments})
