@@ -32,8 +32,8 @@ class MADE(OrderMixture):
         event_shape: (1, H, W) of one image.
         hidden_sizes: Units of the hidden layers, first to last.
         num_orders: M, how many masks are stored.
-        order: Name of the pixel order; ``random`` gives each mask an order of its own. See
-            :func:`lightning_genmodels.functional.pixel_order`.
+        order: Name of the pixel order, or several names, which the masks take in turn; ``random`` gives each mask an
+            order of its own. See :func:`lightning_genmodels.functional.pixel_order`.
         order_seed: Seed of orders and connections.
         dropout: Probability with which a hidden unit is dropped in training.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
@@ -51,12 +51,13 @@ class MADE(OrderMixture):
         event_shape: Sequence[int] = (1, 28, 28),
         hidden_sizes: Sequence[int] = (500,),
         num_orders: int = 1,
-        order: str = "random",
+        order: str | Sequence[str] = "random",
         order_seed: int = 0,
         dropout: float = 0.0,
         **options: Unpack[TrainingOptions],
     ) -> None:
-        super().__init__(event_shape, [order] * num_orders, order_seed, **options)
+        names = [order] if isinstance(order, str) else list(order)
+        super().__init__(event_shape, [*itertools.islice(itertools.cycle(names), num_orders)], order_seed, **options)
         if min([num_orders, *hidden_sizes]) < 1 or not hidden_sizes or not 0.0 <= dropout < 1.0:
             raise OptionError(
                 f"expected at least one hidden layer, sizes and num_orders of at least 1 and a dropout in [0, 1), got "
