@@ -70,7 +70,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_recipe_trains_and_its_checkpoint_loads(recipe: Path, run_folder: Path) -> None:
     config = yaml.safe_load(recipe.read_text())
     batch = min(config["data"]["batch_size"], 4 if recipe.stem.endswith("_gpu") else 100)
-    short = [*SHORT, f"--data.batch_size={batch}", "--trainer.limit_val_batches=2", "--samples.num_samples=4"]
+    short = [*SHORT, f"--data.batch_size={batch}", f"--data.eval_batch_size={batch}", "--samples.num_samples=4"]
+    short += ["--trainer.limit_val_batches=2", "--trainer.num_sanity_val_steps=0"]
     short.append("--trainer.precision=32-true")  # bfloat16 convolutions take minutes on many CPUs
     main(["fit", "--config", str(recipe), *short, "--trainer.default_root_dir=run"])
     for path in (best_path("run"), last_path("run")):
