@@ -21,7 +21,13 @@ from torch import Tensor
 
 from lightning_genmodels.base import LatentVariableModel
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import Noise, keyed_generators, log_mean_exp, standard_normal
+from lightning_genmodels.functional import (
+    Noise,
+    keyed_generators,
+    log_mean_exp,
+    standard_normal,
+    standard_normal_log_prob,
+)
 
 _ROWS = 2000  # images times chains at once
 _ACCEPTANCE = 0.65  # of the proposals, as Hamiltonian Monte Carlo has them near its best (Neal 2011, section 5.4.4)
@@ -191,8 +197,7 @@ class _Chains:
             joint = self.model.log_joint(self.x, self.mean + self.std * u) + self.std.log().sum(dim=-1)
             (gradient,) = torch.autograd.grad(joint.sum(), u)
         u = u.detach()
-        base = -0.5 * (u.square() + math.log(2 * math.pi)).sum(dim=-1)
-        return _State(u, base, joint.detach(), gradient)
+        return _State(u, standard_normal_log_prob(u), joint.detach(), gradient)
 
     def _transition(self, state: _State, beta: float, step_size: Tensor) -> tuple[_State, Tensor]:
         """A Hamiltonian step (Neal 2011, "MCMC using Hamiltonian dynamics", section 5.3) that leaves the distribution

@@ -60,6 +60,11 @@ def _sum_log_sigmoid_(logits: Tensor) -> Tensor:
     return total - factors.log_().sum(dim=-1)
 
 
+def standard_normal_log_prob(z: Tensor) -> Tensor:
+    """Log N(z; 0, I) in nats, (...), of (..., D): summed over the last dimension."""
+    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=-1)
+
+
 def mean_logits(images: Tensor) -> Tensor:
     """Log-odds of a pixel being 1, with add-one smoothing, since some pixels of digits are never on.
 

@@ -7,18 +7,17 @@ training images when the weights are exported, and its draws are decoded.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Unpack
 
 from lightning_genmodels.base import ImplicitModel, LossTrainedModel, RepresentationModel, TrainingOptions
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import at_least_float32, bernoulli_log_prob, mean_logits, sample_bernoulli
 from lightning_genmodels.metrics import NegativeLogLikelihood
-from lightning_genmodels.nn.coders import ConvolutionalDecoder, ConvolutionalEncoder, Network, mlp
+from lightning_genmodels.nn.coders import Network, coders, output_bias
 from lightning_genmodels.nn.mixture import GaussianMixture
 
 
@@ -64,18 +63,8 @@ class Autoencoder(ImplicitModel, LossTrainedModel, RepresentationModel):
             )
         if not 0.0 <= corruption < 1.0:
             raise OptionError(f"expected corruption in [0, 1), got {corruption}")
-        if network not in ("mlp", "conv"):
-            raise OptionError(f"expected network 'mlp' or 'conv', got {network!r}")
         self.corruption = corruption
-        pixels = math.prod(self.event_shape)
-        self.encoder: nn.Module
-        self.decoder: nn.Module
-        if network == "mlp":
-            self.encoder = mlp([pixels, *hidden_sizes, code_dim])
-            self.decoder = mlp([code_dim, *reversed(hidden_sizes), pixels])
-        else:
-            self.encoder = ConvolutionalEncoder(self.event_shape, hidden_sizes, code_dim)
-            self.decoder = ConvolutionalDecoder(self.event_shape, hidden_sizes, code_dim)
+        self.encoder, self.decoder = coders(network, self.event_shape, hidden_sizes, code_dim, code_dim)
         self.density = GaussianMixture(mixture_components, code_dim)
         self.val_reconstruction = NegativeLogLikelihood(self.event_shape)
         self.test_reconstruction = NegativeLogLikelihood(self.event_shape)
@@ -83,8 +72,7 @@ class Autoencoder(ImplicitModel, LossTrainedModel, RepresentationModel):
     @torch.no_grad()
     def initialize(self, images: Tensor) -> None:
         """Starts the decoder at the mean image."""
-        output = self.decoder if isinstance(self.decoder, ConvolutionalDecoder) else self.decoder[-1]  # type: ignore[index]
-        output.bias.copy_(mean_logits(images))
+        output_bias(self.decoder).copy_(mean_logits(images))
 
     @torch.no_grad()
     def finalize(self, images: Tensor) -> None:

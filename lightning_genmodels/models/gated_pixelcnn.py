@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightning_genmodels.base import RasterModel, TrainingOptions
-from lightning_genmodels.errors import OptionError
-from lightning_genmodels.nn.raster import CausalConv2d, ConvCache, Pointwise, RasterNetwork
+from lightning_genmodels.nn.raster import CausalConv2d, ConvCache, Pointwise, RasterNetwork, check_network
 
 
 def _gate(y: Tensor) -> Tensor:
@@ -142,11 +141,5 @@ class GatedPixelCNN(RasterModel):
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(event_shape, order, **options)
-        is_odd = all(size > 0 and size % 2 for size in (first_kernel_size, kernel_size))
-        if min(hidden_size, num_layers) < 1 or not is_odd or not 0.0 <= dropout < 1.0:
-            raise OptionError(
-                f"expected hidden_size and num_layers of at least 1, odd kernel sizes and a dropout in [0, 1), got "
-                f"hidden_size={hidden_size}, num_layers={num_layers}, first_kernel_size={first_kernel_size}, "
-                f"kernel_size={kernel_size}, dropout={dropout}"
-            )
+        check_network(hidden_size, num_layers, (first_kernel_size, kernel_size), dropout)
         self.net = _Network(hidden_size, num_layers, first_kernel_size, kernel_size, dropout)

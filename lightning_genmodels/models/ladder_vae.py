@@ -19,7 +19,14 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base import LatentVariableModel, TrainingOptions
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import Noise, at_least_float32, bernoulli_log_prob, mean_logits, standard_normal
+from lightning_genmodels.functional import (
+    Noise,
+    at_least_float32,
+    bernoulli_log_prob,
+    mean_logits,
+    standard_normal,
+    standard_normal_log_prob,
+)
 
 
 class LadderVAE(LatentVariableModel):
@@ -122,16 +129,16 @@ class LadderVAE(LatentVariableModel):
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """Log p(x, z) = log p(z) + log p(x|z) in nats, (..., B), of images (B, 1, H, W) and latents (..., B, D)."""
-        return _standard_normal_log_prob(z) + bernoulli_log_prob(self.decode(z), self._checked(x))
+        return standard_normal_log_prob(z) + bernoulli_log_prob(self.decode(z), self._checked(x))
 
     def log_weights(self, x: Tensor, num_particles: int, *, generator: Noise = None) -> Tensor:
         """Log p(x, z_k) - log q(z_k|x), (K, B) nats, for K particles of each image."""
         x = self._checked(x)
         logits, posteriors, noise = self._infer(x, num_particles, generator)
-        log_ratio = -_standard_normal_log_prob(noise)  # log p(z) - log q(z|x), layer by layer
+        log_ratio = -standard_normal_log_prob(noise)  # log p(z) - log q(z|x), layer by layer
         for mean, log_std, part in zip(*posteriors, self._split(noise.flatten(0, 1)), strict=True):
             z = mean + log_std.exp() * part
-            log_ratio += (_standard_normal_log_prob(z.flatten(1)) + log_std.flatten(1).sum(-1)).view_as(log_ratio)
+            log_ratio += (standard_normal_log_prob(z.flatten(1)) + log_std.flatten(1).sum(-1)).view_as(log_ratio)
         return bernoulli_log_prob(logits.view(num_particles, *x.shape), x) + log_ratio
 
     def elbo(self, x: Tensor, *, generator: Noise = None) -> Tensor:
@@ -307,8 +314,3 @@ class _StageDown(nn.Module):
         else:
             h = F.interpolate(self.widen(h), size=self.start.shape[2:]) + self.start
         return h.contiguous(memory_format=torch.channels_last)
-
-
-def _standard_normal_log_prob(z: Tensor) -> Tensor:
-    """Log N(z; 0, I) in nats, summed over the last dimension."""
-    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=-1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightning_genmodels.base import RasterModel, TrainingOptions
-from lightning_genmodels.errors import OptionError
-from lightning_genmodels.nn.raster import CausalConv2d, ConvCache, Pointwise, RasterNetwork
+from lightning_genmodels.nn.raster import CausalConv2d, ConvCache, Pointwise, RasterNetwork, check_network
 from lightning_genmodels.nn.recurrent import ChannelsFirstLinear, LineLSTM, gates_to_state
 
 
@@ -107,7 +106,7 @@ class PixelCNN(RasterModel):
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(event_shape, order, **options)
-        _check(hidden_size, num_layers, (first_kernel_size, kernel_size), dropout)
+        check_network(hidden_size, num_layers, (first_kernel_size, kernel_size), dropout)
         self.net = _PixelCNNNetwork(hidden_size, num_layers, first_kernel_size, kernel_size, dropout)
 
 
@@ -133,6 +132,29 @@ class _LSTMNetwork(RasterNetwork, ABC):
 
     @abstractmethod
     def conditionals(self, x: Tensor) -> Iterator[Tensor]: ...
+
+
+class _LSTMModel(RasterModel, ABC):
+    """What Row LSTM and Diagonal BiLSTM share; their docstrings say what the arguments are."""
+
+    network: ClassVar[Any]
+    """The class of ``net``, a :class:`_LSTMNetwork`."""
+
+    small = {"event_shape": (1, 2, 3), "hidden_size": 3, "num_layers": 2, "first_kernel_size": 3}
+
+    def __init__(
+        self,
+        event_shape: Sequence[int] = (1, 28, 28),
+        hidden_size: int = 16,
+        num_layers: int = 7,
+        first_kernel_size: int = 7,
+        dropout: float = 0.0,
+        order: str = "raster",
+        **options: Unpack[TrainingOptions],
+    ) -> None:
+        super().__init__(event_shape, order, **options)
+        check_network(hidden_size, num_layers, (first_kernel_size,), dropout)
+        self.net = type(self).network(hidden_size, num_layers, self.raster_shape, first_kernel_size, dropout)
 
 
 class _RowLSTMLayer(nn.Module):
@@ -179,7 +201,7 @@ class _RowLSTMNetwork(_LSTMNetwork):
                 first.write(j, x[:, :, i, j])
 
 
-class RowLSTM(RasterModel):
+class RowLSTM(_LSTMModel):
     """p(x_i = 1 | x_<i) by LSTMs that go down the image row by row, each state from three of the row above.
 
     The context is a triangle above the pixel, and the row itself to its left as far as the input-to-state convolutions
@@ -198,21 +220,7 @@ class RowLSTM(RasterModel):
         OptionError: A number below one, an even kernel size, a dropout outside of [0, 1), another pixel order.
     """
 
-    small = {"event_shape": (1, 2, 3), "hidden_size": 3, "num_layers": 2, "first_kernel_size": 3}
-
-    def __init__(
-        self,
-        event_shape: Sequence[int] = (1, 28, 28),
-        hidden_size: int = 16,
-        num_layers: int = 7,
-        first_kernel_size: int = 7,
-        dropout: float = 0.0,
-        order: str = "raster",
-        **options: Unpack[TrainingOptions],
-    ) -> None:
-        super().__init__(event_shape, order, **options)
-        _check(hidden_size, num_layers, (first_kernel_size,), dropout)
-        self.net = _RowLSTMNetwork(hidden_size, num_layers, self.raster_shape, first_kernel_size, dropout)
+    network = _RowLSTMNetwork
 
 
 class _DiagonalBiLSTMLayer(nn.Module):
@@ -314,7 +322,7 @@ class _DiagonalBiLSTMNetwork(_LSTMNetwork):
         return states
 
 
-class DiagonalBiLSTM(RasterModel):
+class DiagonalBiLSTM(_LSTMModel):
     """p(x_i = 1 | x_<i) by LSTMs that go along the diagonals from both upper corners: every earlier pixel is context.
 
     Args:
@@ -330,27 +338,4 @@ class DiagonalBiLSTM(RasterModel):
         OptionError: A number below one, an even kernel size, a dropout outside of [0, 1), another pixel order.
     """
 
-    small = {"event_shape": (1, 2, 3), "hidden_size": 3, "num_layers": 2, "first_kernel_size": 3}
-
-    def __init__(
-        self,
-        event_shape: Sequence[int] = (1, 28, 28),
-        hidden_size: int = 16,
-        num_layers: int = 7,
-        first_kernel_size: int = 7,
-        dropout: float = 0.0,
-        order: str = "raster",
-        **options: Unpack[TrainingOptions],
-    ) -> None:
-        super().__init__(event_shape, order, **options)
-        _check(hidden_size, num_layers, (first_kernel_size,), dropout)
-        self.net = _DiagonalBiLSTMNetwork(hidden_size, num_layers, self.raster_shape, first_kernel_size, dropout)
-
-
-def _check(hidden_size: int, num_layers: int, kernel_sizes: Sequence[int], dropout: float) -> None:
-    is_odd = all(size > 0 and size % 2 for size in kernel_sizes)
-    if min(hidden_size, num_layers) < 1 or not is_odd or not 0.0 <= dropout < 1.0:
-        raise OptionError(
-            f"expected hidden_size and num_layers of at least 1, odd kernel sizes and a dropout in [0, 1), got "
-            f"hidden_size={hidden_size}, num_layers={num_layers}, kernel sizes {tuple(kernel_sizes)}, dropout={dropout}"
-        )
+    network = _DiagonalBiLSTMNetwork

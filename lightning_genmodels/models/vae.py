@@ -8,18 +8,24 @@ bound, and ``top_latent_dim`` adds their second layer of latent variables. ``bet
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from typing_extensions import Unpack
 
 from lightning_genmodels.base import LatentVariableModel, TrainingOptions
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import Noise, at_least_float32, bernoulli_log_prob, mean_logits, standard_normal
-from lightning_genmodels.nn.coders import ConvolutionalDecoder, ConvolutionalEncoder, Network, mlp
+from lightning_genmodels.functional import (
+    Noise,
+    at_least_float32,
+    bernoulli_log_prob,
+    mean_logits,
+    standard_normal,
+    standard_normal_log_prob,
+)
+from lightning_genmodels.nn.coders import Network, coders, mlp, output_bias
 
 
 class VAE(LatentVariableModel):
@@ -75,10 +81,6 @@ class VAE(LatentVariableModel):
                 f"num_particles={num_particles}, top_hidden_sizes={tuple(top_hidden_sizes)}, "
                 f"top_latent_dim={top_latent_dim}"
             )
-        if not 0.0 <= dropout < 1.0:
-            raise OptionError(f"expected dropout in [0, 1), got {dropout}")
-        if network not in ("mlp", "conv"):
-            raise OptionError(f"expected network 'mlp' or 'conv', got {network!r}")
         if beta < 0.0 or (beta != 1.0 and num_particles > 1):
             raise OptionError(
                 f"expected beta of at least 0, and 1 for several particles, got beta={beta}, "
@@ -89,15 +91,9 @@ class VAE(LatentVariableModel):
         self.kl_warmup_steps = kl_warmup_steps
         self.beta = beta
         self._num_particles = num_particles
-        pixels = math.prod(self.event_shape)
-        self.encoder: nn.Module
-        self.decoder: nn.Module
-        if network == "mlp":
-            self.encoder = mlp([pixels, *hidden_sizes, 2 * latent_dim], dropout)
-            self.decoder = mlp([latent_dim, *reversed(hidden_sizes), pixels], dropout)
-        else:
-            self.encoder = ConvolutionalEncoder(self.event_shape, hidden_sizes, 2 * latent_dim, dropout)
-            self.decoder = ConvolutionalDecoder(self.event_shape, hidden_sizes, latent_dim, dropout)
+        self.encoder, self.decoder = coders(
+            network, self.event_shape, hidden_sizes, 2 * latent_dim, latent_dim, dropout
+        )
         if top_latent_dim:
             self.top_encoder = mlp([latent_dim, *top_hidden_sizes, 2 * top_latent_dim], dropout)
             self.top_decoder = mlp([top_latent_dim, *reversed(top_hidden_sizes), 2 * latent_dim], dropout)
@@ -107,8 +103,7 @@ class VAE(LatentVariableModel):
         """Starts the decoder at the mean image, as Burda et al. do. Latent variables then need not model the mean, and
         fewer of them are pruned.
         """
-        output = self.decoder if isinstance(self.decoder, ConvolutionalDecoder) else self.decoder[-1]  # type: ignore[index]
-        output.bias.copy_(mean_logits(images))
+        output_bias(self.decoder).copy_(mean_logits(images))
 
     @property
     def num_particles(self) -> int:
@@ -212,10 +207,10 @@ class VAE(LatentVariableModel):
     def _log_prior(self, z: Tensor) -> Tensor:
         """Log p(z) in nats, (...), of latents (..., D)."""
         if not self.top_latent_dim:
-            return _standard_normal_log_prob(z)
+            return standard_normal_log_prob(z)
         z, top = z[..., : self.latent_dim], z[..., self.latent_dim :]
         log_prob: Tensor = _gaussian(self.top_decoder(top)).log_prob(z).sum(dim=-1)
-        return log_prob + _standard_normal_log_prob(top)
+        return log_prob + standard_normal_log_prob(top)
 
 
 def _gaussian(output: Tensor) -> Normal:
@@ -226,7 +221,7 @@ def _gaussian(output: Tensor) -> Normal:
 
 def _draw(gaussian: Normal, noise: Tensor) -> tuple[Tensor, Tensor]:
     """A draw mu + sigma * noise, (..., D), and its log-density in nats, (...)."""
-    log_prob = _standard_normal_log_prob(noise) - gaussian.stddev.log().sum(dim=-1)
+    log_prob = standard_normal_log_prob(noise) - gaussian.stddev.log().sum(dim=-1)
     return gaussian.mean + gaussian.stddev * noise, log_prob
 
 
@@ -234,8 +229,3 @@ def _kl_to_standard_normal(gaussian: Normal) -> Tensor:
     """KL(N(mu, sigma^2) || N(0, I)) in nats, summed over the last dimension."""
     standard = Normal(torch.zeros_like(gaussian.mean), torch.ones_like(gaussian.mean), validate_args=False)
     return kl_divergence(gaussian, standard).sum(dim=-1)
-
-
-def _standard_normal_log_prob(z: Tensor) -> Tensor:
-    """Log N(z; 0, I) in nats, summed over the last dimension."""
-    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=-1)

@@ -11,7 +11,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_genmodels.errors import OptionError
+
 Network = Literal["mlp", "conv"]
+
+
+def coders(
+    network: Network,
+    event_shape: tuple[int, int, int],
+    hidden_sizes: Sequence[int],
+    outputs: int,
+    code_dim: int,
+    dropout: float = 0.0,
+) -> tuple[nn.Module, nn.Module]:
+    """An encoder of pixels (B, n) to (B, outputs), and a decoder of codes (..., code_dim) to logits (..., n).
+
+    Args:
+        network: ``mlp`` (:func:`mlp`) or ``conv`` (:class:`ConvolutionalEncoder`, :class:`ConvolutionalDecoder`).
+        event_shape: (1, H, W) of one image, of n pixels.
+        hidden_sizes: Units, or channels, of the encoder's hidden layers; the decoder has them in reverse.
+        outputs: Numbers that the encoder computes.
+        code_dim: Numbers in a code.
+        dropout: Fraction of hidden units that training drops.
+
+    Raises:
+        OptionError: Another network, or a fraction outside [0, 1).
+    """
+    if network not in ("mlp", "conv"):
+        raise OptionError(f"expected network 'mlp' or 'conv', got {network!r}")
+    if not 0.0 <= dropout < 1.0:
+        raise OptionError(f"expected dropout in [0, 1), got {dropout}")
+    if network == "conv":
+        return (
+            ConvolutionalEncoder(event_shape, hidden_sizes, outputs, dropout),
+            ConvolutionalDecoder(event_shape, hidden_sizes, code_dim, dropout),
+        )
+    pixels = math.prod(event_shape)
+    return mlp([pixels, *hidden_sizes, outputs], dropout), mlp([code_dim, *reversed(hidden_sizes), pixels], dropout)
+
+
+def output_bias(decoder: nn.Module) -> nn.Parameter:
+    """The bias (n,) of the logits that a decoder of :func:`coders` computes."""
+    output = decoder[-1] if isinstance(decoder, nn.Sequential) else decoder
+    assert isinstance(output.bias, nn.Parameter)
+    return output.bias
 
 
 def mlp(sizes: list[int], dropout: float = 0.0) -> nn.Sequential:

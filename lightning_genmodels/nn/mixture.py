@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
 
 from lightning_genmodels.functional import standard_normal, uniform
 
@@ -90,7 +91,6 @@ class GaussianMixture(nn.Module):
     def _log_joint(self, z: Tensor) -> Tensor:  # (N, M)
         columns = []
         for log_weight, mean, scale in zip(self.log_weights, self.means, self.scale_tril, strict=True):
-            white = torch.linalg.solve_triangular(scale, (z - mean).T, upper=False)  # (D, N)
-            log_density = -0.5 * (white.square() + math.log(2 * math.pi)).sum(0) - scale.diagonal().log().sum()
-            columns.append(log_weight + log_density)
+            gaussian = MultivariateNormal(mean, scale_tril=scale, validate_args=False)
+            columns.append(log_weight + gaussian.log_prob(z))
         return torch.stack(columns, dim=1)

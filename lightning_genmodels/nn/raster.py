@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lightning_genmodels.errors import OptionError
 
 
 class RasterNetwork(nn.Module, ABC):
@@ -27,6 +29,20 @@ class RasterNetwork(nn.Module, ABC):
             x: (N, 1, H, W); the caller writes a pixel into it before asking for the next one's logits. A pixel is
                 never read before that.
         """
+
+
+def check_network(hidden_size: int, num_layers: int, kernel_sizes: Sequence[int], dropout: float) -> None:
+    """Checks the numbers that such a network is made of.
+
+    Raises:
+        OptionError: A number below one, an even kernel size, or a dropout outside of [0, 1).
+    """
+    is_odd = all(size > 0 and size % 2 for size in kernel_sizes)
+    if min(hidden_size, num_layers) < 1 or not is_odd or not 0.0 <= dropout < 1.0:
+        raise OptionError(
+            f"expected hidden_size and num_layers of at least 1, odd kernel sizes and a dropout in [0, 1), got "
+            f"hidden_size={hidden_size}, num_layers={num_layers}, kernel sizes {tuple(kernel_sizes)}, dropout={dropout}"
+        )
 
 
 class CausalConv2d(nn.Module):
