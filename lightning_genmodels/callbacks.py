@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import Metric
 
 from lightning_genmodels.base import GenerativeModel, TabularModel
@@ -150,9 +151,10 @@ class CompileNetworks(Callback):
                 child.compile()
 
 
-def exponential_moving_average(decay: float) -> EMAWeightAveraging:
+def exponential_moving_average(decay: float) -> WeightAveraging:
     """Averages the weights after every step; the average is validated, and is what a checkpoint holds.
 
     Buffers are copied and not averaged: averaging would corrupt integer buffers such as pixel orders.
     """
-    return EMAWeightAveraging(decay=decay, use_buffers=False)
+    # All weights in one pass, where Lightning's EMAWeightAveraging takes several, and one weight at a time.
+    return WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
