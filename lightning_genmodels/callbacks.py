@@ -122,7 +122,8 @@ class SampleGrid(Callback):
         due = self.every_n_epochs > 0 and (epoch % self.every_n_epochs == 0 or last)
         if not due or trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, GenerativeModel)
+        if not isinstance(pl_module, GenerativeModel):  # a classifier draws nothing
+            return
         generator = torch.Generator().manual_seed(self.seed)
         pixels = grid(pl_module.sample(self.num_samples, generator=generator))
         write_png(Path(trainer.default_root_dir) / "samples" / f"epoch_{epoch:04d}.png", pixels, scale=2)

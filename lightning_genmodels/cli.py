@@ -18,21 +18,23 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 
 from lightning_genmodels import __version__, callbacks, evaluation, hub, tracking
 from lightning_genmodels.base import (
+    AdversarialModel,
     AutoregressiveModel,
     ExplicitModel,
-    GenerativeModel,
     LatentVariableModel,
     OrderMixture,
     RepresentationModel,
+    TrainableModel,
 )
 from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.data.datamodule import Split
 from lightning_genmodels.errors import GenmodelsError, OptionError, WeightsError
 from lightning_genmodels.files import write_atomically
+from lightning_genmodels.functional import lines
 from lightning_genmodels.hub import verify as checks
 from lightning_genmodels.images import read_images, read_mask, write_array, write_images
 from lightning_genmodels.progress import shown
-from lightning_genmodels.registry import list_models, model_class, model_name
+from lightning_genmodels.registry import AUXILIARY, list_models, model_class, model_name
 from lightning_genmodels.weights import registry
 
 TRAINER_COMMANDS = ("fit", "validate", "test")
@@ -57,10 +59,10 @@ class TrainingCLI(LightningCLI):
     """Lightning's command line with this package's data module, checkpoints, sample grids and averaged weights."""
 
     def __init__(self, args: Sequence[str]) -> None:
-        for name in list_models():
+        for name in {*list_models(), *AUXILIARY}:
             model_class(name)  # imports it, so that its class name alone is known to the parser
         super().__init__(
-            GenerativeModel,
+            TrainableModel,
             BinarizedMNISTDataModule,
             subclass_mode_model=True,
             save_config_callback=SaveConfig,
@@ -240,6 +242,29 @@ def complete(
     print(f"{len(x)} images completed by {name}: {out}")
 
 
+def interpolate(name: str, out: Path | None = None, pairs: int = 8, steps: int = 10, seed: int = 0) -> None:
+    """Draws straight lines between latent points: what lies between two images, as a model with latents sees it.
+
+    Args:
+        name: Model, weight, folder, checkpoint, or owner/repo on the Hub.
+        out: A .png file for a grid, a line each row, or a .npy file. Default: NAME_interpolations.png.
+        pairs: Number of lines; their ends are draws from the prior.
+        steps: Images on a line. Each pixel is the more likely one of 0 and 1.
+        seed: Seed of the ends.
+    """
+    model = hub.load(name)
+    if not isinstance(model, LatentVariableModel | AdversarialModel):
+        raise OptionError(f"a {type(model).__name__} draws no latents to interpolate; take a model that does: vae, gan")
+    if min(pairs, steps) < 1:
+        raise OptionError(f"expected pairs and steps of at least 1, got {pairs} and {steps}")
+    out = out or Path(f"{Path(name).name}_interpolations.png")
+    ends = model.sample_latent(2 * pairs, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        logits = model.decode(lines(ends[0::2], ends[1::2], steps).flatten(0, 1))
+    write_images(out, (logits > 0).float(), steps)
+    print(f"{pairs} interpolations of {name}: {out}")
+
+
 def evaluate(
     name: str,
     data: BinarizedMNISTDataModule,
@@ -253,6 +278,8 @@ def evaluate(
     precision: str = "32-true",
     ais: int = 0,
     probe: bool = False,
+    samples: int = 0,
+    extractor: str = evaluation.EXTRACTOR,
 ) -> None:
     """Measures a trained model: the one protocol behind every published figure.
 
@@ -270,6 +297,8 @@ def evaluate(
         ais: Temperatures of annealed importance sampling, say 1000; 0 for none. It takes 200 images, and as many that
             the model drew, for which the error of the estimate is bounded.
         probe: Also a linear probe of the digit's class on codes, on raw pixels, and on codes of a random encoder.
+        samples: Also judge so many samples, say 10000, beside real images and independent pixels; 0 for none.
+        extractor: The digit classifier that judges them: weight, folder, checkpoint, or owner/repo on the Hub.
     """
     report = evaluation.evaluate(
         hub.load(name),
@@ -283,6 +312,8 @@ def evaluate(
         precision=precision,
         ais=ais,
         probe=probe,
+        samples=samples,
+        extractor=extractor,
     )
     if report is not None:
         print(report.table())
@@ -301,7 +332,7 @@ def export(checkpoint: Path, out: Path, data: BinarizedMNISTDataModule, half: bo
             fits a density to the codes of the training images.
         half: Store half-precision numbers.
     """
-    model = hub.load(checkpoint)
+    model = TrainableModel.from_pretrained(checkpoint)
     if model.finalizes:
         data.prepare_data()
         model.finalize(data.images("train"))
@@ -357,6 +388,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "score": score,
     "encode": encode,
     "complete": complete,
+    "interpolate": interpolate,
     "evaluate": evaluate,
     "export": export,
     "verify": verify,
@@ -407,7 +439,7 @@ def _expand_model_names(args: Sequence[str]) -> list[str]:
     for index, argument in enumerate(expanded):
         name = argument.removeprefix("--model=")
         follows = index > 0 and expanded[index - 1] == "--model"
-        if (follows or name != argument) and name in list_models():
+        if (follows or name != argument) and name in {*list_models(), *AUXILIARY}:
             cls = model_class(name)
             prefix = "" if follows else "--model="
             expanded[index] = f"{prefix}{cls.__module__}.{cls.__qualname__}"

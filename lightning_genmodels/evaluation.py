@@ -38,12 +38,17 @@ from lightning_genmodels.errors import OptionError
 from lightning_genmodels.files import write_atomically
 from lightning_genmodels.functional import bits_per_dimension, derive_seed, keyed_generators, process_share
 from lightning_genmodels.metrics import PerImage
+from lightning_genmodels.models import Bernoulli, DigitClassifier
 from lightning_genmodels.probe import linear_probe
+from lightning_genmodels.quality import FEWEST, Judge
 from lightning_genmodels.registry import model_name
 
 METRICS, VALUES = "metrics.json", "values.safetensors"
 
 _FIRST_ORDER = "nll_first_order"
+
+EXTRACTOR = "digit_classifier"
+"""The weight whose features samples are judged by."""
 
 _ROWS = 1000  # images times particles at once: activations that fit the cache of a CPU, and are twice as fast for it
 
@@ -96,6 +101,8 @@ class Report:
                 f"linear probe on {kind} ({result['dim']} numbers, {m['probe']['binarization']} binarization): "
                 f"{100 * result['accuracy']:.2f} % +- {100 * result['standard_error']:.2f}"
             )
+        if "quality" in m:
+            lines += _quality_lines(m["quality"])
         sampling = m["sampling"]
         lines.append(f"sampling {sampling['num_images']} images: {sampling['seconds']:.3f} s on {m['device']}")
         return "\n".join(lines)
@@ -166,6 +173,8 @@ def evaluate(
     precision: Any = "32-true",
     ais: int = 0,
     probe: bool = False,
+    samples: int = 0,
+    extractor: str | Path = EXTRACTOR,
 ) -> Report | None:
     """Evaluates a trained model on one split of the data.
 
@@ -181,6 +190,8 @@ def evaluate(
         precision: As Lightning's Trainer takes it; sums are in at least float32 in any case.
         ais: Temperatures of annealed importance sampling, by :func:`evaluate_ais`; 0 for none.
         probe: Also a linear probe on codes, by :func:`evaluate_probe`.
+        samples: Also the quality of so many samples, by :func:`evaluate_quality`; 0 for none.
+        extractor: The digit classifier that judges them.
 
     Returns:
         The report, or None on every process but the first.
@@ -196,6 +207,8 @@ def evaluate(
         )
     if num_particles < 1 or (limit is not None and limit < 1):
         raise OptionError(f"expected num_particles and limit of at least 1, got {num_particles} and {limit}")
+    if samples:
+        _check_quality(model, samples, DigitClassifier.from_pretrained(extractor))  # before what takes long
     evaluator = _Evaluator(model, data, split, list(estimators(model, num_particles)), limit, seed)
     trainer = Trainer(
         accelerator=accelerator,
@@ -231,18 +244,16 @@ def evaluate(
         "precision": str(precision),
         "processes": trainer.world_size,
         "device": _device_name(evaluator.device),
-        "versions": {
-            "lightning_genmodels": __version__,
-            "torch": torch.__version__,
-            "lightning": lightning.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": _versions(),
     }
     if ais:
         images = min(limit or 200, 200)
         metrics["ais"] = evaluate_ais(model, data, split, num_images=images, num_temperatures=ais, seed=seed)
     if probe:
         metrics["probe"] = evaluate_probe(model, data, seed=seed)
+    if samples:
+        quality = evaluate_quality(model, data, split, num_samples=samples, extractor=extractor, seed=seed)
+        metrics["quality"] = quality
     return Report(metrics, evaluator.found)
 
 
@@ -323,6 +334,119 @@ def evaluate_probe(model: GenerativeModel, data: BinarizedMNISTDataModule, *, se
     data.prepare_data()
     results = linear_probe(model, data, seed=seed)
     return {"binarization": data.binarization, "results": {kind: asdict(result) for kind, result in results.items()}}
+
+
+def evaluate_quality(
+    model: GenerativeModel,
+    data: BinarizedMNISTDataModule,
+    split: Split = "test",
+    *,
+    num_samples: int = 10_000,
+    extractor: str | Path = EXTRACTOR,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Judges samples beside the images of a split; see :class:`lightning_genmodels.quality.Quality`.
+
+    Args:
+        model: Any model, in evaluation mode.
+        data: The data module.
+        split: train, val or test.
+        num_samples: How many images the model draws. The Fréchet distance falls with their number, so figures of
+            different numbers are not comparable.
+        extractor: The digit classifier whose features and classes are taken: a weight, a folder or a checkpoint.
+        seed: Seed of the samples.
+
+    Returns:
+        JSON: the figures of the ``samples``; of the ``floor``, as many training images (for ``nearest`` and ``copies``:
+        the images of the split); and of the ``ceiling``, as many draws of independent pixels fitted to the training
+        images.
+
+    Raises:
+        OptionError: Too few samples, or a classifier of images of another shape.
+        WeightsError: There is no such classifier.
+    """
+    classifier = DigitClassifier.from_pretrained(extractor)
+    _check_quality(model, num_samples, classifier)
+    data.prepare_data()
+    train, real = data.images("train"), data.images(split)
+    judge = Judge(classifier, train, real)
+    source = torch.Generator().manual_seed(derive_seed("quality", seed))
+    chosen = torch.randperm(len(train), generator=source)[:num_samples]
+    independent = Bernoulli(data.event_shape)
+    independent.fit_statistics(independent.statistics(train))
+    results = {
+        "samples": judge.judge(model.sample(num_samples, generator=source).cpu()),
+        "floor": judge.judge(train[chosen], neighbours_of=judge.nearest),
+        "ceiling": judge.judge(independent.sample(num_samples, generator=source)),
+    }
+    return {
+        "num_samples": num_samples,
+        "num_real": len(real),
+        "split": split,
+        "extractor": str(extractor),
+        "results": {name: asdict(quality) for name, quality in results.items()},
+    }
+
+
+def _check_quality(model: GenerativeModel, num_samples: int, classifier: DigitClassifier) -> None:
+    if num_samples < FEWEST:
+        raise OptionError(f"expected samples of at least {FEWEST}, got {num_samples}")
+    if classifier.event_shape != model.event_shape:
+        raise OptionError(
+            f"the extractor takes images of shape {classifier.event_shape}, the model draws {model.event_shape}; "
+            "name a classifier of such images with --extractor"
+        )
+
+
+def _quality_lines(quality: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{quality['num_samples']:,} samples beside {quality['num_real']:,} {quality['split']} images, as "
+        f"{quality['extractor']} sees them",
+        f"{'':24} {'Frechet':>9} {'precision':>9} {'recall':>7} {'classes':>7} {'rarest':>7} {'label KL':>8} "
+        f"{'nearest':>8} {'copies':>7}",
+    ]
+    kinds = {"samples": "samples", "floor": "floor: real images", "ceiling": "ceiling: independent"}
+    for kind, q in quality["results"].items():
+        lines.append(
+            f"{kinds[kind]:24} {q['frechet']:9.2f} {q['precision']:9.3f} {q['recall']:7.3f} {q['classes']:7} "
+            f"{q['rarest_class']:7.2f} {q['label_kl']:8.4f} {q['nearest']:8.1f} {q['copies']:7.3f}"
+        )
+    return lines
+
+
+def evaluate_classifier(
+    classifier: DigitClassifier, data: BinarizedMNISTDataModule, split: Split = "test"
+) -> dict[str, Any]:
+    """The accuracy of a digit classifier.
+
+    Returns:
+        JSON as the metrics of a :class:`Report`, with the accuracy and its standard error, and no figures.
+
+    Raises:
+        OptionError: The data have no labels.
+        ImageError: The data have another shape.
+    """
+    data.prepare_data()
+    images, labels = data.images(split), data.labels(split)
+    with torch.no_grad():
+        right = torch.cat([classifier(part).argmax(dim=1).cpu() for part in images.split(500)]) == labels
+    return {
+        "model": model_name(type(classifier)),
+        "num_parameters": classifier.num_parameters,
+        "protocol": {**data.protocol, "split": split, "num_images": len(images)},
+        "figures": {},
+        "accuracy": _mean_and_error(right.double()),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "lightning_genmodels": __version__,
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _mean_and_error(values: Tensor) -> dict[str, float]:

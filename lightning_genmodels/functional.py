@@ -60,6 +60,12 @@ def _sum_log_sigmoid_(logits: Tensor) -> Tensor:
     return total - factors.log_().sum(dim=-1)
 
 
+def lines(first: Tensor, second: Tensor, steps: int) -> Tensor:
+    """Straight lines between pairs of points (P, D): (P, steps, D), the ends included."""
+    share = torch.linspace(0.0, 1.0, steps).to(first)[:, None]
+    return torch.lerp(first[:, None], second[:, None], share)
+
+
 def standard_normal_log_prob(z: Tensor) -> Tensor:
     """Log N(z; 0, I) in nats, (...), of (..., D): summed over the last dimension."""
     return -0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=-1)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
+from torchmetrics.image.fid import FrechetInceptionDistance  # the package exports it with torch-fidelity alone
 
 from lightning_genmodels.functional import bits_per_dimension
 
@@ -85,6 +86,18 @@ class NegativeLogLikelihood(MeanWithError):  # noqa: N818, an error is something
         """The same figures in bits per pixel."""
         value, error = self.compute()
         return Estimate(*(nats * bits_per_dimension(1.0, self.event_shape) for nats in (value, error)))
+
+
+def frechet_distance(num_features: int) -> FrechetInceptionDistance:
+    """The Fréchet distance between two sets of images in any feature space (Heusel et al. 2017, eq. 6).
+
+    It is updated with features (B, D), which whoever has the images extracts: so several metrics share them, and none
+    holds weights that would be saved with a model.
+
+    Args:
+        num_features: D.
+    """
+    return FrechetInceptionDistance(nn.Identity(), input_img_size=(num_features,))  # type: ignore[arg-type]
 
 
 class PerImage(Metric):

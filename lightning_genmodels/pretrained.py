@@ -28,11 +28,11 @@ import torch
 
 from lightning_genmodels.errors import UnknownNameError, WeightsError, first_line
 from lightning_genmodels.files import write_atomically
-from lightning_genmodels.registry import list_models, model_class, model_name
+from lightning_genmodels.registry import AUXILIARY, list_models, model_class, model_name
 from lightning_genmodels.weights import get_weights, registry
 
 if TYPE_CHECKING:
-    from lightning_genmodels.base import GenerativeModel
+    from lightning_genmodels.base import TrainableModel
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
@@ -46,7 +46,7 @@ _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Writing.
 
 
-def describe(model: GenerativeModel, checkpoint: dict[str, Any]) -> None:
+def describe(model: TrainableModel, checkpoint: dict[str, Any]) -> None:
     """Notes the model's registered name in a Lightning checkpoint, if it has one."""
     try:
         checkpoint[CHECKPOINT_KEY] = {"model": model_name(type(model))}
@@ -54,8 +54,8 @@ def describe(model: GenerativeModel, checkpoint: dict[str, Any]) -> None:
         checkpoint[CHECKPOINT_KEY] = {"model": None}
 
 
-def write(model: GenerativeModel, folder: Path, *, half: bool = False) -> None:
-    """Writes ``config.json`` and ``model.safetensors``; see :meth:`GenerativeModel.save_pretrained`."""
+def write(model: TrainableModel, folder: Path, *, half: bool = False) -> None:
+    """Writes ``config.json`` and ``model.safetensors``; see :meth:`TrainableModel.save_pretrained`."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if half:
         state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
@@ -71,8 +71,8 @@ def write(model: GenerativeModel, folder: Path, *, half: bool = False) -> None:
     write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
-def push(model: GenerativeModel, repo_id: str, *, private: bool, token: str | None) -> str:
-    """Uploads the two files in one commit; see :meth:`GenerativeModel.push_to_hub`."""
+def push(model: TrainableModel, repo_id: str, *, private: bool, token: str | None) -> str:
+    """Uploads the two files in one commit; see :meth:`TrainableModel.push_to_hub`."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
@@ -125,7 +125,7 @@ def read(name: str | Path, *, expected: type | None = None, revision: str | None
     return model.eval()
 
 
-def load_into(model: GenerativeModel, name: str | Path) -> None:
+def load_into(model: TrainableModel, name: str | Path) -> None:
     """Copies trained weights into a model that exists, for a warm start.
 
     Raises:
@@ -165,7 +165,7 @@ def resolve(name: str | Path, *, revision: str | None = None) -> Source:
         UnknownNameError: A name that names nothing.
     """
     text, path = str(name), Path(name).expanduser()
-    is_name = not isinstance(name, Path) and (text in registry() or text in list_models())
+    is_name = not isinstance(name, Path) and (text in {*registry(), *list_models(), *AUXILIARY})
     if path.suffix == ".ckpt":
         if not path.is_file():
             raise WeightsError(f"no checkpoint at {path}")
@@ -196,7 +196,7 @@ def _download(repo: str, revision: str | None) -> Path:
         ) from error
 
 
-def _open(source: Source) -> tuple[type[GenerativeModel], dict[str, Any], dict[str, torch.Tensor]]:
+def _open(source: Source) -> tuple[type[TrainableModel], dict[str, Any], dict[str, torch.Tensor]]:
     if source.path.is_file():
         return _open_checkpoint(source.path)
     return _open_folder(source.path, source.sha256)
@@ -204,7 +204,7 @@ def _open(source: Source) -> tuple[type[GenerativeModel], dict[str, Any], dict[s
 
 def _open_folder(
     folder: Path, sha256: str | None
-) -> tuple[type[GenerativeModel], dict[str, Any], dict[str, torch.Tensor]]:
+) -> tuple[type[TrainableModel], dict[str, Any], dict[str, torch.Tensor]]:
     config = _read_config(folder / CONFIG)
     file = folder / WEIGHTS
     try:
@@ -222,7 +222,7 @@ def _open_folder(
     return _class(folder, config["model"]), config["hyper_parameters"], state
 
 
-def _open_checkpoint(path: Path) -> tuple[type[GenerativeModel], dict[str, Any], dict[str, torch.Tensor]]:
+def _open_checkpoint(path: Path) -> tuple[type[TrainableModel], dict[str, Any], dict[str, torch.Tensor]]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         name = checkpoint[CHECKPOINT_KEY]["model"]
@@ -266,7 +266,7 @@ def _digest(config: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _class(source: Path, name: Any) -> type[GenerativeModel]:
+def _class(source: Path, name: Any) -> type[TrainableModel]:
     if not isinstance(name, str):
         raise WeightsError(f"{source} names no registered model")
     try:
@@ -305,10 +305,10 @@ def _compare(source: str, expected: dict[str, tuple[int, ...]], found: dict[str,
             raise WeightsError(f"{source}: tensor {key!r} should have shape {shape}, has {found[key]}")
 
 
-def _build(source: Path, cls: type, hyper_parameters: dict[str, Any]) -> GenerativeModel:
+def _build(source: Path, cls: type, hyper_parameters: dict[str, Any]) -> TrainableModel:
     try:
         inspect.signature(cls).bind(**hyper_parameters)
-        model: GenerativeModel = cls(**hyper_parameters)
+        model: TrainableModel = cls(**hyper_parameters)
     except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
         raise WeightsError(f"{source}: {cls.__name__} cannot be built from its config: {error}") from error
     return model

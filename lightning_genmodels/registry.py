@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from lightning_genmodels.errors import UnknownNameError
 
 if TYPE_CHECKING:
-    from lightning_genmodels.base import GenerativeModel
+    from lightning_genmodels.base import TrainableModel
 
 ENTRY_POINT_GROUP = "lightning_genmodels.models"
 
@@ -27,6 +27,7 @@ MODELS = {
     "diagonal_bilstm": "lightning_genmodels.models.pixelrnn:DiagonalBiLSTM",
     "eonade": "lightning_genmodels.models.eonade:EoNADE",
     "fvbn": "lightning_genmodels.models.fvbn:FVBN",
+    "gan": "lightning_genmodels.models.gan:GAN",
     "gated_pixelcnn": "lightning_genmodels.models.gated_pixelcnn:GatedPixelCNN",
     "joint_table": "lightning_genmodels.models.joint_table:JointTable",
     "ladder_vae": "lightning_genmodels.models.ladder_vae:LadderVAE",
@@ -37,37 +38,41 @@ MODELS = {
     "pixelsnail": "lightning_genmodels.models.pixelsnail:PixelSNAIL",
     "row_lstm": "lightning_genmodels.models.pixelrnn:RowLSTM",
     "vae": "lightning_genmodels.models.vae:VAE",
+    "wgan_gp": "lightning_genmodels.models.wgan_gp:WGANGP",
 }
 """This package's models; the names are those of papers and lectures."""
+
+AUXILIARY = {"digit_classifier": "lightning_genmodels.models.digit_classifier:DigitClassifier"}
+"""What evaluation needs and is no generative model: trained, saved and loaded in the same way, and not listed."""
 
 
 @cache
 def _import_strings() -> dict[str, str]:
     """Name -> "module:Class"; a name of this package cannot be taken over by another one."""
     foreign = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
-    return {**foreign, **MODELS}
+    return {**foreign, **MODELS, **AUXILIARY}
 
 
 def list_models() -> list[str]:
-    """Names of all models, sorted."""
-    return sorted(_import_strings())
+    """Names of all generative models, sorted."""
+    return sorted(_import_strings().keys() - AUXILIARY.keys())
 
 
-def model_class(name: str) -> type[GenerativeModel]:
-    """Imports the class of a model.
+def model_class(name: str) -> type[TrainableModel]:
+    """Imports the class of a model, or of what evaluation needs beside models.
 
     Raises:
         UnknownNameError: No model has this name.
     """
     strings = _import_strings()
     if name not in strings:
-        raise UnknownNameError("model", name, strings)
+        raise UnknownNameError("model", name, list_models())
     module, _, attribute = strings[name].partition(":")
-    found: type[GenerativeModel] = getattr(importlib.import_module(module), attribute)
+    found: type[TrainableModel] = getattr(importlib.import_module(module), attribute)
     return found
 
 
-def model_name(cls: type[GenerativeModel]) -> str:
+def model_name(cls: type[TrainableModel]) -> str:
     """The name under which a class is registered.
 
     Raises:

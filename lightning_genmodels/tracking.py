@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_genmodels import pretrained
 from lightning_genmodels.callbacks import best_path
-from lightning_genmodels.data import BinarizedMNISTDataModule
+from lightning_genmodels.data import Batch, BinarizedMNISTDataModule
 from lightning_genmodels.files import write_atomically
 
 EXPORTED = "weights"
@@ -118,10 +118,10 @@ class TrainingMonitor(Callback):
             pl_module.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Tensor, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Logs ``train/images_per_second``."""
-        self._images += len(batch) * trainer.world_size
+        self._images += len(batch if isinstance(batch, Tensor) else batch[0]) * trainer.world_size
         if (batch_idx + 1) % self.every_n_steps == 0:
             now = time.monotonic()
             pl_module.log("train/images_per_second", self._images / (now - self._since))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_genmodels.errors import UnknownNameError
-from lightning_genmodels.registry import list_models
+from lightning_genmodels.registry import AUXILIARY, list_models
 
 SHIPPED = Path(__file__).parent / "hub" / "shipped"
 """Weights that come with the package, one folder each, laid out like a repository on the Hub."""
@@ -65,8 +65,9 @@ def registry() -> dict[str, Weights]:
 
 
 def list_weights(model: str | None = None) -> list[str]:
-    """Names of all weights, or of one model's, sorted."""
-    return sorted(name for name, weights in registry().items() if model in (None, weights.model))
+    """Names of all weights of generative models, or of one model's, sorted."""
+    models = list_models() if model is None else [model]
+    return sorted(name for name, weights in registry().items() if weights.model in models)
 
 
 def get_weights(name: str) -> Weights:
@@ -84,6 +85,6 @@ def get_weights(name: str) -> Weights:
     for weights in records.values():
         if weights.model == name and weights.default:
             return weights
-    if name in list_models():
+    if name in {*list_models(), *AUXILIARY}:
         raise UnknownNameError(f"weight (the model {name!r} has no trained weights yet)", name, records)
     raise UnknownNameError("model or weight", name, {*records, *list_models()})

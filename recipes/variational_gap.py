@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lightning_genmodels import BinarizedMNISTDataModule, hub
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import keyed_generators
+from lightning_genmodels.functional import keyed_generators, lines
 from lightning_genmodels.images import grid, write_png
 from lightning_genmodels.models import VAE
 
@@ -97,9 +97,7 @@ def manifold(model: VAE, side: int = 20) -> Tensor:
 @torch.no_grad()
 def interpolations(model: VAE, x: Tensor, steps: int = 10) -> Tensor:
     """Straight lines between the codes of pairs of images, (pairs * steps, 1, H, W) probabilities."""
-    first, second = model.encode(x[0::2]), model.encode(x[1::2])
-    share = torch.linspace(0.0, 1.0, steps).to(first)[None, :, None]
-    return torch.sigmoid(model.decode(first[:, None] * (1 - share) + second[:, None] * share)).flatten(0, 1)
+    return torch.sigmoid(model.decode(lines(model.encode(x[0::2]), model.encode(x[1::2]), steps))).flatten(0, 1)
 
 
 def draw(found: dict[str, Tensor], file: Path) -> None:

@@ -14,21 +14,31 @@ RasterModel          the same, row by row           the network ``net``
 LatentVariableModel  ``elbo`` and ``iw_bound``      ``encode``, ``decode``, ``log_joint``,
                                                     ``log_weights``, ``sample_latent``
 ImplicitModel        nothing                        ``_sample``, its own ``training_step``
+AdversarialModel     nothing                        ``discriminator_loss``, ``generator_loss``
 RepresentationModel  (has codes; a kind of its own) ``encode``, ``decode``
 ==================== ============================== ======================================
 """
 
 from __future__ import annotations
 
+from lightning_genmodels.base.adversarial import AdversarialModel, AdversarialOptions
 from lightning_genmodels.base.autoregressive import AutoregressiveModel, OrderMixture
 from lightning_genmodels.base.explicit import ExplicitModel, TabularModel
-from lightning_genmodels.base.generative import EventShape, GenerativeModel, LossTrainedModel, TrainingOptions
+from lightning_genmodels.base.generative import (
+    EventShape,
+    GenerativeModel,
+    LossTrainedModel,
+    TrainableModel,
+    TrainingOptions,
+)
 from lightning_genmodels.base.implicit import ImplicitModel
 from lightning_genmodels.base.latent import LatentVariableModel
 from lightning_genmodels.base.raster import RasterModel, fill_raster, from_raster, to_raster
 from lightning_genmodels.base.representation import RepresentationModel
 
 __all__ = [
+    "AdversarialModel",
+    "AdversarialOptions",
     "AutoregressiveModel",
     "EventShape",
     "ExplicitModel",
@@ -40,6 +50,7 @@ __all__ = [
     "RasterModel",
     "RepresentationModel",
     "TabularModel",
+    "TrainableModel",
     "TrainingOptions",
     "fill_raster",
     "from_raster",

@@ -1,4 +1,4 @@
-"""What every model is: a distribution over binary images that can be sampled, and is trained."""
+"""What every model is: trained, saved and loaded; and a distribution over binary images that can be sampled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypedDict, final
 
 import torch
 from lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_genmodels import pretrained
 from lightning_genmodels.data import BinarizedMNISTDataModule
@@ -28,7 +28,7 @@ EventShape = tuple[int, int, int]
 
 
 class TrainingOptions(TypedDict, total=False):
-    """Options that every model trained by gradients takes; see :class:`GenerativeModel`."""
+    """Options that every model trained by gradients takes; see :class:`TrainableModel`."""
 
     learning_rate: float
     weight_decay: float
@@ -37,10 +37,8 @@ class TrainingOptions(TypedDict, total=False):
     init_from: str | None
 
 
-class GenerativeModel(LightningModule, ABC):
-    """A distribution over binary images that can be sampled.
-
-    A model implements ``_sample``, and ``training_loss`` unless it owns its training step.
+class TrainableModel(LightningModule, ABC):
+    """A model of binary images that is trained by a recipe, and saved and loaded by name.
 
     Args:
         event_shape: (1, H, W) of one image.
@@ -59,14 +57,8 @@ class GenerativeModel(LightningModule, ABC):
     monitor: ClassVar[str]
     """The validation figure by which the best checkpoint is chosen; lower is better."""
 
-    small: ClassVar[dict[str, Any]]
-    """Constructor arguments of a tiny instance, whose images can all be enumerated: what the contract tests run on."""
-
     finalizes: ClassVar[bool] = False
     """Whether an export needs the training images, for :meth:`finalize`."""
-
-    sample_chunk: ClassVar[int] = 1000
-    """At most this many images are sampled at once; the samples of a seed depend on it, so it is part of the model."""
 
     def __init__(
         self,
@@ -93,8 +85,8 @@ class GenerativeModel(LightningModule, ABC):
     # What a model implements.
 
     @abstractmethod
-    def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
-        """Draws (num_samples, 1, H, W) images in {0, 1}, float32; called without gradients, in chunks."""
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Learns from a batch: images (B, 1, H, W), or (images, labels) where the data module is asked for labels."""
 
     def initialize(self, images: Tensor) -> None:
         """Sets parameters from all training images, (N, 1, H, W) uint8, before training from scratch; default: none."""
@@ -108,27 +100,6 @@ class GenerativeModel(LightningModule, ABC):
     def num_parameters(self) -> int:
         """How many numbers the model learns."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-    @final
-    @torch.no_grad()
-    def sample(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draws images.
-
-        Args:
-            num_samples: N, zero or more.
-            generator: Source of randomness, for reproducible samples; one on the CPU serves a model anywhere. Default:
-                PyTorch's global generator.
-
-        Returns:
-            (N, 1, H, W) float32 in {0, 1}, on the model's device.
-
-        Raises:
-            OptionError: ``num_samples`` is negative.
-        """
-        if num_samples < 0:
-            raise OptionError(f"expected num_samples of at least 0, got {num_samples}")
-        chunks = [self._sample(size, generator) for size in chunk_sizes(num_samples, self.sample_chunk)]
-        return torch.cat(chunks).float() if chunks else torch.zeros((0, *self.event_shape), device=self.device)
 
     @final
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
@@ -187,13 +158,14 @@ class GenerativeModel(LightningModule, ABC):
         base = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         seed_default_generators(derive_seed("step", base, self.current_epoch, batch_idx, self.global_rank), self.device)
 
-    @abstractmethod
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor | None:
-        """Learns from a batch (B, 1, H, W)."""
-
     def configure_optimizers(self) -> Any:
         """AdamW, with linear warm-up and cosine decay over the whole run."""
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return self._optimization_of(self)
+
+    @final
+    def _optimization_of(self, network: nn.Module) -> dict[str, Any]:
+        """Optimizer and learning-rate schedule of the trained parameters of a network, as Lightning takes them."""
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
@@ -249,6 +221,45 @@ class GenerativeModel(LightningModule, ABC):
         self.log(f"{name}_stderr", estimate.standard_error.float())
 
 
+class GenerativeModel(TrainableModel, ABC):
+    """A distribution over binary images that can be sampled.
+
+    A model implements ``_sample``, and ``training_loss`` unless it owns its training step. Its arguments are those of
+    :class:`TrainableModel`.
+    """
+
+    small: ClassVar[dict[str, Any]]
+    """Constructor arguments of a tiny instance, whose images can all be enumerated: what the contract tests run on."""
+
+    sample_chunk: ClassVar[int] = 1000
+    """At most this many images are sampled at once; the samples of a seed depend on it, so it is part of the model."""
+
+    @abstractmethod
+    def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
+        """Draws (num_samples, 1, H, W) images in {0, 1}, float32; called without gradients, in chunks."""
+
+    @final
+    @torch.no_grad()
+    def sample(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draws images.
+
+        Args:
+            num_samples: N, zero or more.
+            generator: Source of randomness, for reproducible samples; one on the CPU serves a model anywhere. Default:
+                PyTorch's global generator.
+
+        Returns:
+            (N, 1, H, W) float32 in {0, 1}, on the model's device.
+
+        Raises:
+            OptionError: ``num_samples`` is negative.
+        """
+        if num_samples < 0:
+            raise OptionError(f"expected num_samples of at least 0, got {num_samples}")
+        chunks = [self._sample(size, generator) for size in chunk_sizes(num_samples, self.sample_chunk)]
+        return torch.cat(chunks).float() if chunks else torch.zeros((0, *self.event_shape), device=self.device)
+
+
 class LossTrainedModel(GenerativeModel, ABC):
     """A model trained by descending on the gradient of one scalar: ``training_loss`` is the one hook of its step."""
 
@@ -263,12 +274,12 @@ class LossTrainedModel(GenerativeModel, ABC):
         return loss
 
 
-def _not_saved(cls: type[GenerativeModel]) -> list[str]:
+def _not_saved(cls: type[TrainableModel]) -> list[str]:
     """Arguments of base classes that are no hyper-parameters of a class: those its own constructor lacks."""
     parameters = inspect.signature(cls).parameters
     takes_options = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     own = {*parameters, *(TrainingOptions.__annotations__ if takes_options else ())}
-    bases = [base for base in cls.__mro__ if issubclass(base, GenerativeModel)]
+    bases = [base for base in cls.__mro__ if issubclass(base, TrainableModel)]
     inherited = {name for base in bases for name in inspect.signature(base).parameters}
     return ["init_from", *sorted(inherited - own)]
 

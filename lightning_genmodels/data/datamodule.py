@@ -23,7 +23,7 @@ _EVALUATION_SEED = 20080705  # validation and test draws are part of the protoco
 
 
 class BinarizedMNISTDataModule(LightningDataModule):
-    """Binary digits; a batch is the images alone, (B, 1, H, W) float32 in {0, 1}.
+    """Binary digits; a batch is the images alone, (B, 1, H, W) float32 in {0, 1}, unless labels are asked for.
 
     Binarizations, which are different protocols and never mixed in one table:
 
@@ -42,6 +42,7 @@ class BinarizedMNISTDataModule(LightningDataModule):
         eval_batch_size: Global batch of validation and test; it changes speed and memory, never a figure.
         image_size: Side of the images; below 28 they are shrunk by area averaging (static: the bits, then > 0.5).
         seed: Seed of the shuffling and of dynamic binarization in training.
+        labelled: A batch is (images, labels), the labels (B,) int64, as a classifier takes it.
 
     Raises:
         OptionError: A value that no option has.
@@ -57,6 +58,7 @@ class BinarizedMNISTDataModule(LightningDataModule):
         eval_batch_size: int = 500,
         image_size: int = 28,
         seed: int = 0,
+        labelled: bool = False,
     ) -> None:
         super().__init__()
         if source not in ("mnist", "digits"):
@@ -74,6 +76,7 @@ class BinarizedMNISTDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.image_size = image_size
         self.seed = seed
+        self.labelled = labelled
         self._images: dict[Split, Tensor] = {}
         self._labels: dict[Split, Tensor] = {}
 
@@ -133,6 +136,7 @@ class BinarizedMNISTDataModule(LightningDataModule):
             self.batch_size if train else self.eval_batch_size,
             train=train,
             binarize=train and self._is_drawn_anew(split),
+            labels=self._place(self.labels(split).long()) if self.labelled else None,
             seed=self.seed,
             rank=trainer.global_rank if trainer is not None else 0,
             world_size=trainer.world_size if trainer is not None else 1,
@@ -188,7 +192,7 @@ class BinarizedMNISTDataModule(LightningDataModule):
         return (resize_area(bits, self.image_size) > 0.5).to(torch.uint8)
 
     def _place(self, images: Tensor) -> Tensor:
-        """Moves images to the trainer's accelerator if they take at most a quarter of its free memory."""
+        """Moves images or labels to the trainer's accelerator if they take at most a quarter of its free memory."""
         if self.trainer is None:
             return images
         device = self.trainer.strategy.root_device

@@ -11,9 +11,14 @@ from torch import Tensor
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import derive_seed
 
+Batch = Tensor | tuple[Tensor, Tensor]
+"""Images, or images and labels."""
+
 
 class InMemoryLoader:
     """Yields (B, 1, H, W) float32 batches of binary images, the share of one process of every global batch.
+
+    Given labels, it yields pairs of such images and their labels (B,).
 
     In training, every process takes the same permutation of (seed, epoch) and every ``world_size``-th image of each
     global batch; grey images are binarized anew, by noise that is drawn for the whole global batch, so that one and
@@ -28,6 +33,7 @@ class InMemoryLoader:
         batch_size: Size of the global batch.
         train: Shuffle, and drop the incomplete last batch.
         binarize: Draw each pixel as a Bernoulli variable with mean grey / 255.
+        labels: (N,) int64, to be handed out with the images.
         seed: Seed of permutations and binarization.
         rank: This process.
         world_size: Number of processes.
@@ -45,6 +51,7 @@ class InMemoryLoader:
         *,
         train: bool = False,
         binarize: bool = False,
+        labels: Tensor | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -65,6 +72,7 @@ class InMemoryLoader:
         self.batch_size = batch_size
         self.train = train
         self.binarize = binarize
+        self.labels = labels
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -96,14 +104,15 @@ class InMemoryLoader:
         # At most one batch per image of the smallest share, so that no process ever has an empty batch.
         return min(-(-len(self.images) // self.batch_size), len(self.images) // self.world_size)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Batch]:
         return self._train_batches() if self.train else self._eval_batches()
 
-    def _eval_batches(self) -> Iterator[Tensor]:
+    def _eval_batches(self) -> Iterator[Batch]:
         for indices in torch.arange(self.rank, len(self.images), self.world_size).tensor_split(len(self)):
-            yield self.images[indices.to(self.images.device)].float()
+            chosen = indices.to(self.images.device)
+            yield self._batch(self.images[chosen], chosen)
 
-    def _train_batches(self) -> Iterator[Tensor]:
+    def _train_batches(self) -> Iterator[Batch]:
         if self.position >= len(self):
             self.position = 0
         generator = torch.Generator().manual_seed(derive_seed("permutation", self.seed, self.epoch))
@@ -111,11 +120,15 @@ class InMemoryLoader:
         while self.position < len(self):
             position = self.position
             batch = permutation[position * self.batch_size : (position + 1) * self.batch_size]
-            images = self.images[batch[self.rank :: self.world_size]]
+            chosen = batch[self.rank :: self.world_size]
+            images = self.images[chosen]
             if self.binarize:
                 images = self._threshold(position) < images
             self.position += 1  # before the yield: nothing after the last yield of an epoch runs
-            yield images.float()
+            yield self._batch(images, chosen)
+
+    def _batch(self, images: Tensor, chosen: Tensor) -> Batch:
+        return images.float() if self.labels is None else (images.float(), self.labels[chosen])
 
     def _threshold(self, position: int) -> Tensor:
         """Uniform integers 0..254 for this process's share of a global batch: P(threshold < grey) = grey / 255."""

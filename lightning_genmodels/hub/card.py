@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from lightning_genmodels.base import ExplicitModel, GenerativeModel, LatentVariableModel
+from lightning_genmodels.base import ExplicitModel, LatentVariableModel, TrainableModel
 from lightning_genmodels.hub.published import STATIC
 from lightning_genmodels.registry import model_class
 from lightning_genmodels.weights import Weights
@@ -77,7 +77,7 @@ def _metadata(weights: Weights) -> ModelCardData:
     )
 
 
-def _usage(cls: type[GenerativeModel], weights: Weights, repo: str) -> str:
+def _usage(cls: type[TrainableModel], weights: Weights, repo: str) -> str:
     uses = [text for kind, text in _USES.items() if issubclass(cls, kind)]
     lines = [
         "```python",

@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from lightning_genmodels.models.autoencoder import Autoencoder
     from lightning_genmodels.models.bernoulli import Bernoulli
     from lightning_genmodels.models.chain_rule_table import ChainRuleTable
+    from lightning_genmodels.models.digit_classifier import DigitClassifier
     from lightning_genmodels.models.eonade import EoNADE
     from lightning_genmodels.models.fvbn import FVBN
+    from lightning_genmodels.models.gan import GAN
     from lightning_genmodels.models.gated_pixelcnn import GatedPixelCNN
     from lightning_genmodels.models.joint_table import JointTable
     from lightning_genmodels.models.ladder_vae import LadderVAE
@@ -20,16 +22,20 @@ if TYPE_CHECKING:
     from lightning_genmodels.models.pixelrnn import DiagonalBiLSTM, PixelCNN, RowLSTM
     from lightning_genmodels.models.pixelsnail import PixelSNAIL
     from lightning_genmodels.models.vae import VAE
+    from lightning_genmodels.models.wgan_gp import WGANGP
 
 __all__ = [
     "FVBN",
+    "GAN",
     "MADE",
     "NADE",
     "VAE",
+    "WGANGP",
     "Autoencoder",
     "Bernoulli",
     "ChainRuleTable",
     "DiagonalBiLSTM",
+    "DigitClassifier",
     "EoNADE",
     "GatedPixelCNN",
     "JointTable",
@@ -45,8 +51,10 @@ _MODULES = {
     "Bernoulli": "bernoulli",
     "ChainRuleTable": "chain_rule_table",
     "DiagonalBiLSTM": "pixelrnn",
+    "DigitClassifier": "digit_classifier",
     "EoNADE": "eonade",
     "FVBN": "fvbn",
+    "GAN": "gan",
     "GatedPixelCNN": "gated_pixelcnn",
     "JointTable": "joint_table",
     "LadderVAE": "ladder_vae",
@@ -57,6 +65,7 @@ _MODULES = {
     "PixelSNAIL": "pixelsnail",
     "RowLSTM": "pixelrnn",
     "VAE": "vae",
+    "WGANGP": "wgan_gp",
 }
 
 

@@ -91,7 +91,7 @@ class ConvolutionalEncoder(nn.Module):
         convolutions = [nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in itertools.pairwise([1, *channels])]
         self.convolutions = nn.ModuleList(convolutions)
         self.dropout = nn.Dropout(dropout)
-        height, width = _sizes(event_shape, len(channels))[-1]
+        height, width = halved_sizes(event_shape, len(channels))[-1]
         self.linear = nn.Linear(channels[-1] * height * width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class ConvolutionalDecoder(nn.Module):
         self, event_shape: tuple[int, int, int], channels: Sequence[int], inputs: int, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        *self.sizes, smallest = _sizes(event_shape, len(channels))
+        *self.sizes, smallest = halved_sizes(event_shape, len(channels))
         self.shape = (channels[-1], *smallest)
         self.linear = nn.Linear(inputs, math.prod(self.shape))
         widths = itertools.pairwise([*reversed(channels), 1])
@@ -134,7 +134,7 @@ class ConvolutionalDecoder(nn.Module):
         return logits.view(*z.shape[:-1], -1)
 
 
-def _sizes(event_shape: tuple[int, int, int], halvings: int) -> list[tuple[int, int]]:
+def halved_sizes(event_shape: tuple[int, int, int], halvings: int) -> list[tuple[int, int]]:
     """Height and width of an image after none, one, two, ... halvings, rounded up."""
     _, height, width = event_shape
     return [(-(-height // 2**level), -(-width // 2**level)) for level in range(halvings + 1)]

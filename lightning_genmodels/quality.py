@@ -1,0 +1,142 @@
+"""How good samples are, judged by the features and classes that a digit classifier sees in them.
+
+Every figure stands beside what real training images get (the floor) and what independent pixels get (the ceiling):
+alone it means nothing. None of them is a likelihood, and none sees everything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, kl_divergence
+
+from lightning_genmodels.errors import OptionError
+from lightning_genmodels.metrics import frechet_distance
+from lightning_genmodels.models.digit_classifier import CLASSES, DigitClassifier
+
+NEIGHBOURS = 3
+"""k of precision and recall, as Kynkäänniemi et al. (2019) choose it."""
+
+FEWEST = 100
+"""Images in a set that is judged: with fewer the figures are noise."""
+
+_COMMON = 0.99  # of the test images are farther from the training images than what counts as a copy
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A set of images beside real ones.
+
+    Attributes:
+        frechet: Fréchet distance between the features of the set and of the test images (Heusel et al. 2017, eq. 6).
+        precision: Fraction of the set that lies among the test images, in features (Kynkäänniemi et al. 2019, eq. 2).
+        recall: Fraction of the test images that lie among the set.
+        classes: Number of classes at least half as frequent as in the test images.
+        rarest_class: Share of the rarest class, in units of 1/10.
+        commonest_class: Share of the commonest class, in units of 1/10.
+        label_kl: KL divergence of the frequencies of the classes from those of the test images, nats.
+        nearest: Pixels in which an image differs from the training image next to it, mean over the set.
+        copies: Fraction of the set that is nearer to a training image than 99 % of the test images are.
+    """
+
+    frechet: float
+    precision: float
+    recall: float
+    classes: int
+    rarest_class: float
+    commonest_class: float
+    label_kl: float
+    nearest: float
+    copies: float
+
+
+class Judge:
+    """Real images and a classifier, by which sets of images are judged.
+
+    Args:
+        classifier: In evaluation mode; the Fréchet distance, precision and recall are taken in its features.
+        train: (N, 1, H, W) binary training images.
+        test: (M, 1, H, W) binary test images.
+
+    Raises:
+        OptionError: The classifier takes images of another shape, or there are too few.
+    """
+
+    def __init__(self, classifier: DigitClassifier, train: Tensor, test: Tensor) -> None:
+        if tuple(test.shape[1:]) != classifier.event_shape:
+            raise OptionError(
+                f"the classifier takes images of shape {classifier.event_shape}, these are {tuple(test.shape[1:])}; "
+                "train one for them, and name it with --extractor"
+            )
+        self.classifier = classifier
+        self.train = train
+        self.features, self.shares = self._seen(test)
+        self.radii = _radii(self.features)
+        self.nearest = nearest(test, train)  # (M,)
+
+    def judge(self, images: Tensor, *, neighbours_of: Tensor | None = None) -> Quality:
+        """Judges a set of images.
+
+        Args:
+            images: (K, 1, H, W) binary images.
+            neighbours_of: (L,) distances as of :func:`nearest`, instead of those of the images: training images are
+                their own neighbours, and so would seem copied.
+
+        Raises:
+            OptionError: There are too few.
+        """
+        features, shares = self._seen(images)
+        frechet = frechet_distance(self.classifier.num_features)
+        frechet.update(self.features, real=True)
+        frechet.update(features, real=False)
+        distances = nearest(images, self.train) if neighbours_of is None else neighbours_of
+        return Quality(
+            frechet=max(0.0, frechet.compute().item()),
+            precision=_among(features, self.features, self.radii),
+            recall=_among(self.features, features, _radii(features)),
+            classes=int((shares >= self.shares / 2).sum()),
+            rarest_class=CLASSES * shares.min().item(),
+            commonest_class=CLASSES * shares.max().item(),
+            label_kl=kl_divergence(Categorical(probs=shares), Categorical(probs=self.shares)).item(),
+            nearest=distances.mean().item(),
+            copies=(distances < torch.quantile(self.nearest, 1 - _COMMON)).double().mean().item(),
+        )
+
+    @torch.no_grad()
+    def _seen(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, D) of images, and the frequencies (10,) of their classes; float64."""
+        if len(images) < FEWEST:
+            raise OptionError(f"expected at least {FEWEST} images to judge, got {len(images)}")
+        features = torch.cat([self.classifier.features(part) for part in images.split(500)])
+        classes = self.classifier.classifier(features).argmax(dim=1)
+        return features.double(), torch.bincount(classes, minlength=CLASSES).double() / len(classes)
+
+
+def nearest(images: Tensor, train: Tensor) -> Tensor:
+    """In how many pixels images differ from the training image next to them, (N,) float64.
+
+    Args:
+        images: (N, 1, H, W) binary images.
+        train: (M, 1, H, W) binary training images.
+    """
+    rows = train.flatten(1).float()  # (M, n)
+    ones = rows.sum(dim=1)
+    found = []
+    for part in images.flatten(1).float().split(500):
+        differing = part.sum(dim=1, keepdim=True) + ones - 2 * part @ rows.T  # (B, M), whole numbers
+        found.append(differing.amin(dim=1))
+    return torch.cat(found).double()
+
+
+def _radii(features: Tensor) -> Tensor:
+    """Distance of each of (N, D) features from its k-th neighbour, (N,)."""
+    parts = features.split(1000)
+    return torch.cat([torch.cdist(part, features).kthvalue(NEIGHBOURS + 1, dim=1).values for part in parts])
+
+
+def _among(queries: Tensor, features: Tensor, radii: Tensor) -> float:
+    """Fraction of (K, D) queries that lie within the radius (N,) of any of (N, D) features."""
+    inside = [(torch.cdist(part, features) <= radii).any(dim=1) for part in queries.split(1000)]
+    return torch.cat(inside).double().mean().item()
