@@ -102,7 +102,7 @@ class Report:
                 f"{100 * result['accuracy']:.2f} % +- {100 * result['standard_error']:.2f}"
             )
         if "quality" in m:
-            lines += _quality_lines(m["quality"])
+            lines += quality_lines(m["quality"])
         sampling = m["sampling"]
         lines.append(f"sampling {sampling['num_images']} images: {sampling['seconds']:.3f} s on {m['device']}")
         return "\n".join(lines)
@@ -398,7 +398,8 @@ def _check_quality(model: GenerativeModel, num_samples: int, classifier: DigitCl
         )
 
 
-def _quality_lines(quality: dict[str, Any]) -> list[str]:
+def quality_lines(quality: dict[str, Any]) -> list[str]:
+    """What :func:`evaluate_quality` found, as lines of text."""
     lines = [
         f"{quality['num_samples']:,} samples beside {quality['num_real']:,} {quality['split']} images, as "
         f"{quality['extractor']} sees them",

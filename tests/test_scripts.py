@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_genmodels.weights import registry
+from lightning_genmodels.weights import list_weights
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -44,4 +44,4 @@ def test_figures_in_the_readme_are_those_of_the_weights() -> None:
     spec.loader.exec_module(tables)
     text = tables.README.read_text(encoding="utf-8")
     assert tables.updated(text) == text, "run python recipes/tables.py"
-    assert all(f"`{name}`" in text for name in registry())
+    assert all(f"`{name}`" in text for name in list_weights())

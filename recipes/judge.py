@@ -1,0 +1,49 @@
+"""Judges the samples of shipped weights, and adds what comes of it to their figures.
+
+python recipes/judge.py --data.root /path/to/data [--names '[gan.static_v1]']
+python recipes/tables.py
+"""
+
+from __future__ import annotations
+
+import json
+
+from jsonargparse import ArgumentParser
+
+from lightning_genmodels import BinarizedMNISTDataModule, hub, list_weights
+from lightning_genmodels.evaluation import EXTRACTOR, METRICS, evaluate_quality, quality_lines
+from lightning_genmodels.files import write_atomically
+from lightning_genmodels.weights import get_weights
+
+
+def judge(
+    data: BinarizedMNISTDataModule,
+    names: list[str] | None = None,
+    samples: int = 10_000,
+    extractor: str = EXTRACTOR,
+) -> None:
+    """Judges the weights of images of the data's shape and binarization.
+
+    Args:
+        data: The data module.
+        names: Weights; default: all.
+        samples: How many images each draws.
+        extractor: The digit classifier.
+    """
+    for name in names or list_weights():
+        weights, model = get_weights(name), hub.load(name)
+        if weights.folder is None or (weights.binarization, model.event_shape) != (data.binarization, data.event_shape):
+            print(f"{name}: left out, for it was trained on other data")
+            continue
+        quality = evaluate_quality(model, data, num_samples=samples, extractor=extractor)
+        content = json.dumps({**weights.metrics, "quality": quality}, indent=2) + "\n"
+        write_atomically(weights.folder / METRICS, content.encode())
+        print("\n".join([name, *quality_lines(quality)]))
+
+
+if __name__ == "__main__":
+    parser = ArgumentParser(description=__doc__)
+    parser.add_function_arguments(judge, skip={"data"})
+    parser.add_class_arguments(BinarizedMNISTDataModule, "data")
+    options = parser.instantiate(parser.parse_args())
+    judge(**{key: value for key, value in vars(options).items() if key != "config"})
