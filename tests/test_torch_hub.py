@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lightning_genmodels.registry import MODELS
+from lightning_genmodels.weights import list_weights
 
 ROOT = Path(__file__).parent.parent
 
