@@ -32,6 +32,8 @@ class Quality:
     Attributes:
         frechet: Fréchet distance between the features of the set and of the test images (Heusel et al. 2017, eq. 6).
         precision: Fraction of the set that lies among the test images, in features (Kynkäänniemi et al. 2019, eq. 2).
+            An outlier among the test images has a wide neighbourhood, which may hold any noise (Naeem et al. 2020,
+            section 3): where that of the ceiling is high, it says nothing.
         recall: Fraction of the test images that lie among the set.
         classes: Number of classes at least half as frequent as in the test images.
         rarest_class: Share of the rarest class, in units of 1/10.
