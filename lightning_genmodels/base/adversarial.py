@@ -126,7 +126,7 @@ class AdversarialModel(ImplicitModel, ABC):
     # Training.
 
     @final
-    def configure_optimizers(self) -> list[dict[str, Any]]:
+    def configure_optimizers(self) -> Any:  # a list of dictionaries, which Lightning takes and its types leave out
         """One optimizer and schedule for each network, the discriminator's first.
 
         Raises:

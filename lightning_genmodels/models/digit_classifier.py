@@ -102,7 +102,8 @@ class DigitClassifier(TrainableModel):
 
     def _errors(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = self._labelled(batch)
-        return (self(images).argmax(dim=1) != labels).float()
+        wrong: Tensor = self(images).argmax(dim=1) != labels
+        return wrong.float()
 
     def _labelled(self, batch: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         if isinstance(batch, Tensor):

@@ -93,4 +93,5 @@ class WGANGP(AdversarialModel):
             share = torch.rand((len(real), 1, 1, 1), device=real.device, dtype=real.dtype)
             between = torch.lerp(real, fake, share).requires_grad_()
             (gradient,) = torch.autograd.grad(self.discriminator(between).sum(), between, create_graph=True)
-            return gradient.flatten(1).norm(dim=1)
+            slopes: Tensor = gradient.flatten(1).norm(dim=1)
+            return slopes
