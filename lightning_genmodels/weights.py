@@ -66,8 +66,8 @@ def registry() -> dict[str, Weights]:
 
 def list_weights(model: str | None = None) -> list[str]:
     """Names of all weights of generative models, or of one model's, sorted."""
-    models = list_models() if model is None else [model]
-    return sorted(name for name, weights in registry().items() if weights.model in models)
+    models = list_models()
+    return sorted(n for n, weights in registry().items() if weights.model in models and model in (None, weights.model))
 
 
 def get_weights(name: str) -> Weights:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_genmodels import BinarizedMNISTDataModule, list_models
+from lightning_genmodels import BinarizedMNISTDataModule, list_models, list_weights
 from lightning_genmodels.callbacks import best_path
 from lightning_genmodels.cli import main
 from lightning_genmodels.errors import OptionError, WeightsError
@@ -146,6 +146,24 @@ def test_what_cannot_judge_is_refused(weights: Path, data: BinarizedMNISTDataMod
     Bernoulli().save_pretrained(tmp_path)
     with pytest.raises(WeightsError, match="holds a Bernoulli, not a DigitClassifier"):
         evaluate_quality(Bernoulli(), data, extractor=tmp_path)
+
+
+def test_the_shipped_classifier_judges_where_no_other_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["evaluate", "bernoulli", "--data.source=digits", "--limit=50", "--samples=100"])
+    assert "as digit_classifier sees them" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["digit_classifier", "digit_classifier.dynamic_v1"])
+@pytest.mark.parametrize("command", [["publish", "me"], ["verify"], ["sample"]])
+def test_the_shipped_classifier_is_no_generative_model(
+    name: str, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert name not in [*list_models(), *list_weights(), *list_weights("digit_classifier")]
+    with pytest.raises(SystemExit) as caught:
+        main([command[0], name, *command[1:]])
+    assert caught.value.code == 2
+    said = {"publish": "is no registered weight of a generative model", "verify": "has no values", "sample": "holds a"}
+    assert said[command[0]] in capsys.readouterr().err
 
 
 def test_random_features_are_the_same_everywhere_and_not_saved() -> None:

@@ -55,10 +55,10 @@ def publish(name: str, namespace: str, *, dry_run: bool = True, token: str | Non
         UnknownNameError: No weight of that name.
         WeightsError: The weights are damaged, have no figures, or the Hub refused; the message says the way out.
     """
-    names = [name] if name in registry() else sorted(list_weights(name), key=lambda n: registry()[n].default)
+    names = [name] if name in list_weights() else sorted(list_weights(name), key=lambda n: registry()[n].default)
     if not names:
         pretrained.resolve(name)  # says what there is
-        raise WeightsError(f"{name} is not in the registry, so it cannot be published; use push_to_hub")
+        raise WeightsError(f"{name} is no registered weight of a generative model, so it has no card; use push_to_hub")
     planned = [_plan(registry()[weight], f"{namespace}/{registry()[weight].model}") for weight in names]
     if dry_run:
         return planned

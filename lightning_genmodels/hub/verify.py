@@ -58,8 +58,9 @@ def verify(
         DataError: Data missing or corrupt.
     """
     source = pretrained.resolve(name)
-    if not (source.path / METRICS).is_file():
-        raise WeightsError(f"{source.path} has no {METRICS}: there is no figure to verify; run genmodels evaluate")
+    for file in (METRICS, VALUES):
+        if not (source.path / file).is_file():
+            raise WeightsError(f"{source.path} has no {file}: there is no figure to verify; run genmodels evaluate")
     model: GenerativeModel = pretrained.read(name)
     metrics = read_metrics(source.path)
     protocol = metrics["protocol"]
