@@ -403,14 +403,15 @@ def quality_lines(quality: dict[str, Any]) -> list[str]:
     lines = [
         f"{quality['num_samples']:,} samples beside {quality['num_real']:,} {quality['split']} images, as "
         f"{quality['extractor']} sees them",
-        f"{'':24} {'Frechet':>9} {'precision':>9} {'recall':>7} {'classes':>7} {'rarest':>7} {'label KL':>8} "
-        f"{'nearest':>8} {'copies':>7}",
+        f"{'':24} {'Frechet':>9} {'precision':>9} {'recall':>7} {'coverage':>8} {'classes':>7} "
+        f"{'rarest':>7} {'label KL':>8} {'nearest':>8} {'copies':>7}",
     ]
     kinds = {"samples": "samples", "floor": "floor: real images", "ceiling": "ceiling: independent"}
     for kind, q in quality["results"].items():
         lines.append(
-            f"{kinds[kind]:24} {q['frechet']:9.2f} {q['precision']:9.3f} {q['recall']:7.3f} {q['classes']:7} "
-            f"{q['rarest_class']:7.2f} {q['label_kl']:8.4f} {q['nearest']:8.1f} {q['copies']:7.3f}"
+            f"{kinds[kind]:24} {q['frechet']:9.2f} {q['precision']:9.3f} {q['recall']:7.3f} "
+            f"{q['coverage']:8.3f} {q['classes']:7} {q['rarest_class']:7.2f} "
+            f"{q['label_kl']:8.4f} {q['nearest']:8.1f} {q['copies']:7.3f}"
         )
     return lines
 

@@ -19,6 +19,9 @@ from lightning_genmodels.models.digit_classifier import CLASSES, DigitClassifier
 NEIGHBOURS = 3
 """k of precision and recall, as Kynkäänniemi et al. (2019) choose it."""
 
+COVERING_NEIGHBOURS = 5
+"""k of coverage, as Naeem et al. (2020) choose it."""
+
 FEWEST = 100
 """Images in a set that is judged: with fewer the figures are noise."""
 
@@ -32,9 +35,9 @@ class Quality:
     Attributes:
         frechet: Fréchet distance between the features of the set and of the test images (Heusel et al. 2017, eq. 6).
         precision: Fraction of the set that lies among the test images, in features (Kynkäänniemi et al. 2019, eq. 2).
-            An outlier among the test images has a wide neighbourhood, which may hold any noise (Naeem et al. 2020,
-            section 3): where that of the ceiling is high, it says nothing.
+            It is high for the ceiling, too, for a classifier sees noise amid what it knows: by itself it says nothing.
         recall: Fraction of the test images that lie among the set.
+        coverage: Fraction of the test images in whose neighbourhood one of the set lies (Naeem et al. 2020, eq. 5).
         classes: Number of classes at least half as frequent as in the test images.
         rarest_class: Share of the rarest class, in units of 1/10.
         commonest_class: Share of the commonest class, in units of 1/10.
@@ -46,6 +49,7 @@ class Quality:
     frechet: float
     precision: float
     recall: float
+    coverage: float
     classes: int
     rarest_class: float
     commonest_class: float
@@ -58,7 +62,7 @@ class Judge:
     """Real images and a classifier, by which sets of images are judged.
 
     Args:
-        classifier: In evaluation mode; the Fréchet distance, precision and recall are taken in its features.
+        classifier: In evaluation mode; distances and neighbourhoods are those of its features.
         train: (N, 1, H, W) binary training images.
         test: (M, 1, H, W) binary test images.
 
@@ -75,7 +79,8 @@ class Judge:
         self.classifier = classifier
         self.train = train
         self.features, self.shares = self._seen(test)
-        self.radii = _radii(self.features)
+        self.radii = _radii(self.features, NEIGHBOURS)
+        self.covering_radii = _radii(self.features, COVERING_NEIGHBOURS)
         self.nearest = nearest(test, train)  # (M,)
 
     def judge(self, images: Tensor, *, neighbours_of: Tensor | None = None) -> Quality:
@@ -96,14 +101,15 @@ class Judge:
         distances = nearest(images, self.train) if neighbours_of is None else neighbours_of
         return Quality(
             frechet=max(0.0, frechet.compute().item()),
-            precision=_among(features, self.features, self.radii),
-            recall=_among(self.features, features, _radii(features)),
+            precision=_share(_among(features, self.features, self.radii)),
+            recall=_share(_among(self.features, features, _radii(features, NEIGHBOURS))),
+            coverage=_share(_to_next(self.features, features) <= self.covering_radii),
             classes=int((shares >= self.shares / 2).sum()),
             rarest_class=CLASSES * shares.min().item(),
             commonest_class=CLASSES * shares.max().item(),
             label_kl=kl_divergence(Categorical(probs=shares), Categorical(probs=self.shares)).item(),
             nearest=distances.mean().item(),
-            copies=(distances < torch.quantile(self.nearest, 1 - _COMMON)).double().mean().item(),
+            copies=_share(distances < torch.quantile(self.nearest, 1 - _COMMON)),
         )
 
     @torch.no_grad()
@@ -132,13 +138,21 @@ def nearest(images: Tensor, train: Tensor) -> Tensor:
     return torch.cat(found).double()
 
 
-def _radii(features: Tensor) -> Tensor:
+def _radii(features: Tensor, k: int) -> Tensor:
     """Distance of each of (N, D) features from its k-th neighbour, (N,)."""
     parts = features.split(1000)
-    return torch.cat([torch.cdist(part, features).kthvalue(NEIGHBOURS + 1, dim=1).values for part in parts])
+    return torch.cat([torch.cdist(part, features).kthvalue(k + 1, dim=1).values for part in parts])
 
 
-def _among(queries: Tensor, features: Tensor, radii: Tensor) -> float:
-    """Fraction of (K, D) queries that lie within the radius (N,) of any of (N, D) features."""
-    inside = [(torch.cdist(part, features) <= radii).any(dim=1) for part in queries.split(1000)]
-    return torch.cat(inside).double().mean().item()
+def _among(queries: Tensor, features: Tensor, radii: Tensor) -> Tensor:
+    """Whether each of (K, D) queries lies within the radius (N,) of any of (N, D) features: (K,)."""
+    return torch.cat([(torch.cdist(part, features) <= radii).any(dim=1) for part in queries.split(1000)])
+
+
+def _to_next(queries: Tensor, features: Tensor) -> Tensor:
+    """Distance of each of (K, D) queries from the next of (N, D) features, (K,)."""
+    return torch.cat([torch.cdist(part, features).amin(dim=1) for part in queries.split(1000)])
+
+
+def _share(which: Tensor) -> float:
+    return which.double().mean().item()

@@ -52,12 +52,13 @@ def quality() -> str:
     bounds = next(iter(judged.values()))["results"]
     rows |= {label: bounds[kind] for kind, label in KINDS.items()}
     head = [
-        "| samples of | Fréchet distance | precision | recall | classes | rarest, commonest class | label KL | "
-        "pixels to the nearest training image | copies |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| samples of | Fréchet distance | precision | recall | coverage | classes | rarest, commonest class | "
+        "label KL | pixels to the nearest training image | copies |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines = [
-        f"| {label} | {q['frechet']:.2f} | {q['precision']:.3f} | {q['recall']:.3f} | {q['classes']} | "
+        f"| {label} | {q['frechet']:.2f} | {q['precision']:.3f} | {q['recall']:.3f} | "
+        f"{q['coverage']:.3f} | {q['classes']} | "
         f"{q['rarest_class']:.2f}, {q['commonest_class']:.2f} | {q['label_kl']:.4f} | {q['nearest']:.1f} | "
         f"{100 * q['copies']:.1f} % |"
         for label, q in sorted(rows.items(), key=lambda row: row[1]["frechet"])

@@ -81,7 +81,7 @@ def test_labels_stay_with_their_images(data: BinarizedMNISTDataModule) -> None:
 def test_a_set_is_no_distance_from_itself(judge: Judge, data: BinarizedMNISTDataModule) -> None:
     quality = judge.judge(data.images("test"))
     assert quality.frechet == pytest.approx(0.0, abs=1e-4)
-    assert quality.precision == quality.recall == 1.0
+    assert quality.precision == quality.recall == quality.coverage == 1.0
     assert quality.classes == 10
     assert quality.label_kl == pytest.approx(0.0, abs=1e-9)
     assert quality.nearest > 10
@@ -101,6 +101,7 @@ def test_a_constant_generator_has_one_class_and_no_recall(judge: Judge, data: Bi
     assert quality.rarest_class == 0.0
     assert quality.precision == 1.0
     assert quality.recall < 0.05
+    assert quality.coverage < 0.1
     assert quality.label_kl > 1.5
 
 
@@ -110,6 +111,7 @@ def test_the_floor_is_below_the_ceiling(weights: Path, data: BinarizedMNISTDataM
     assert floor["frechet"] < 0.2 * ceiling["frechet"]
     assert floor["frechet"] < samples["frechet"]  # nobody has trained it
     assert floor["recall"] > 0.5 > ceiling["recall"]
+    assert floor["coverage"] > 0.5 > ceiling["coverage"]
     assert floor["classes"] == 10
     assert floor["copies"] <= 0.015
 

@@ -2,6 +2,9 @@
 
 The paper's notation: m^l(k) is the degree of unit k of layer l, the number of pixels it may depend on; W^l are the
 weights into layer l, V those into the outputs, A the direct ones from inputs to outputs, c the outputs' biases.
+
+Not the paper's: masks that share the weights each have a scale and a shift of every hidden unit, and a c, of their own.
+The paper offers a second matrix as large as W to tell a layer its mask.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ class MADE(OrderMixture):
 
     With one order it is an autoregressive model. With several it is trained on one of them in every step, drawn at
     random, each with connections of its own (the paper's order- and connectivity-agnostic training), and is the
-    mixture of all of them: the very masks it was trained with, which follow from ``order_seed``.
+    mixture of all of them: the very masks it was trained with, which follow from ``order_seed``. They share the
+    weights; how strong each hidden unit is, and its bias, is learned for each mask.
 
     Args:
         event_shape: (1, H, W) of one image.
@@ -67,9 +71,12 @@ class MADE(OrderMixture):
         self.hidden_sizes = tuple(hidden_sizes)
         self.dropout = dropout
         sizes = itertools.pairwise([pixels, *hidden_sizes])
-        self.hidden = nn.ModuleList(MaskedLinear(inputs, outputs) for inputs, outputs in sizes)  # W
+        self.hidden = nn.ModuleList(MaskedLinear(inputs, outputs, bias=False) for inputs, outputs in sizes)  # W
         self.output = MaskedLinear(hidden_sizes[-1], pixels, bias=False)  # V
-        self.c = nn.Parameter(torch.zeros(pixels))
+        # Those of one mask after those of another in one dimension: like all biases, they do not decay.
+        self.scale = nn.Parameter(torch.ones(num_orders * sum(hidden_sizes)))
+        self.shift = nn.Parameter(torch.zeros(num_orders * sum(hidden_sizes)))
+        self.c = nn.Parameter(torch.zeros(num_orders * pixels))
         self.direct = MaskedLinear(pixels, pixels, bias=False)  # A
         nn.init.zeros_(self.direct.weight)
         degrees = [_hidden_degrees(self.hidden_sizes, pixels, derive_seed(order_seed + m)) for m in range(num_orders)]
@@ -78,7 +85,7 @@ class MADE(OrderMixture):
     @torch.no_grad()
     def initialize(self, images: Tensor) -> None:
         """Starts at the mean image."""
-        self.c.copy_(mean_logits(images))
+        self.c.view(len(self.pixel_orders), -1).copy_(mean_logits(images).flatten())
 
     def training_loss(self, x: Tensor) -> Tensor:
         """Mean negative log-likelihood in nats per image under one of the orders, drawn anew in every step."""
@@ -89,12 +96,22 @@ class MADE(OrderMixture):
         """Log-odds of p(x_i = 1 | x_<i) in order ``index``, (B, 1, H, W), of binary images of that shape."""
         pixels = self.pixel_orders[index].argsort() + 1  # (n,) degrees of the inputs
         hidden, inputs = x.flatten(1), pixels
-        for layer, degrees in zip(self.hidden, self.degrees[index].split(self.hidden_sizes), strict=True):
-            hidden = F.relu(layer(hidden, autoregressive_mask(degrees, inputs)))
+        layers = zip(self.hidden, *self._by_layer(index), strict=True)
+        for layer, degrees, scale, shift in layers:
+            hidden = F.relu(torch.addcmul(shift, layer(hidden, autoregressive_mask(degrees, inputs)), scale))
             hidden, inputs = F.dropout(hidden, self.dropout, self.training), degrees
-        logits: Tensor = self.c + self.output(hidden, autoregressive_mask(pixels, inputs, strict=True))
+        logits: Tensor = self._of(self.c, index) + self.output(hidden, autoregressive_mask(pixels, inputs, strict=True))
         logits = logits + self.direct(x.flatten(1), autoregressive_mask(pixels, pixels, strict=True))
         return logits.view_as(x)
+
+    def _of(self, parameter: Tensor, index: int) -> Tensor:
+        """The part of ``scale``, ``shift`` or ``c`` that belongs to one mask."""
+        return parameter.view(len(self.pixel_orders), -1)[index]
+
+    def _by_layer(self, index: int) -> list[tuple[Tensor, ...]]:
+        """Degrees, scales and shifts of the units under one mask; of each, a tensor for every hidden layer."""
+        of_all = (self.degrees[index], self._of(self.scale, index), self._of(self.shift, index))
+        return [units.split(self.hidden_sizes) for units in of_all]
 
     def _fill(self, x: Tensor, observed: Tensor, uniforms: Tensor, which: Tensor) -> Tensor:
         filled = torch.empty_like(x)
@@ -110,18 +127,18 @@ class MADE(OrderMixture):
         """
         order = self.pixel_orders[index]
         pixels, known = x.flatten(1)[:, order], observed.flatten(1)[:, order]  # (N, n), first pixel first
-        by_degree = [degrees.argsort() for degrees in self.degrees[index].split(self.hidden_sizes)]
+        all_degrees, scales, shifts = self._by_layer(index)
+        by_degree = [degrees.argsort() for degrees in all_degrees]
         steps = torch.arange(len(order) + 1, device=x.device)
         # ready[l][i]: how many units of layer l depend on the first i pixels alone.
-        ready = [
-            torch.searchsorted(degrees.sort().values, steps, right=True).tolist()
-            for degrees in self.degrees[index].split(self.hidden_sizes)
-        ]
+        ready = [torch.searchsorted(degrees.sort().values, steps, right=True).tolist() for degrees in all_degrees]
         columns = [order, *by_degree]
-        parameters = list(self.hidden.parameters())  # weight and bias of the first layer, of the second, ...
-        weights = [w[rows][:, inputs] for w, rows, inputs in zip(parameters[::2], by_degree, columns, strict=False)]
-        biases = [b[rows] for b, rows in zip(parameters[1::2], by_degree, strict=True)]
-        bias = self.c[order]
+        weights = [
+            (w * scale[:, None])[rows][:, inputs]
+            for w, scale, rows, inputs in zip(self.hidden.parameters(), scales, by_degree, columns, strict=False)
+        ]
+        biases = [shift[rows] for shift, rows in zip(shifts, by_degree, strict=True)]
+        bias = self._of(self.c, index)[order]
         output, direct = self.output.weight[order][:, columns[-1]], self.direct.weight[order][:, order]
         hidden = [pixels.new_zeros((len(x), size)) for size in self.hidden_sizes]
         for i in range(len(order)):
