@@ -6,7 +6,9 @@ alone it means nothing. None of them is a likelihood, and none sees everything.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +26,9 @@ COVERING_NEIGHBOURS = 5
 
 FEWEST = 100
 """Images in a set that is judged: with fewer the figures are noise."""
+
+FLOOR, CEILING = "*floor: real training images*", "*ceiling: independent pixels*"
+"""Labels of the rows between which every other is read."""
 
 _COMMON = 0.99  # of the test images are farther from the training images than what counts as a copy
 
@@ -136,6 +141,26 @@ def nearest(images: Tensor, train: Tensor) -> Tensor:
         differing = part.sum(dim=1, keepdim=True) + ones - 2 * part @ rows.T  # (B, M), whole numbers
         found.append(differing.amin(dim=1))
     return torch.cat(found).double()
+
+
+def quality_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table in Markdown of what :class:`Quality` holds, lowest Fréchet distance first.
+
+    Args:
+        rows: The figures of each set of images, by its label.
+    """
+    head = [
+        "| samples of | Fréchet distance | precision | recall | coverage | classes | rarest, commonest class | "
+        "label KL | pixels to the nearest training image | copies |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines = [
+        f"| {label} | {q['frechet']:.2f} | {q['precision']:.3f} | {q['recall']:.3f} | {q['coverage']:.3f} | "
+        f"{q['classes']} | {q['rarest_class']:.2f}, {q['commonest_class']:.2f} | {q['label_kl']:.4f} | "
+        f"{q['nearest']:.1f} | {100 * q['copies']:.1f} % |"
+        for label, q in sorted(rows.items(), key=lambda row: row[1]["frechet"])
+    ]
+    return "\n".join([*head, *lines])
 
 
 def _radii(features: Tensor, k: int) -> Tensor:

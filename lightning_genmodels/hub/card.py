@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from lightning_genmodels.base import ExplicitModel, LatentVariableModel, TrainableModel
 from lightning_genmodels.hub.published import STATIC
+from lightning_genmodels.quality import CEILING, FLOOR, quality_table
 from lightning_genmodels.registry import model_class
 from lightning_genmodels.weights import Weights
 
@@ -40,6 +41,7 @@ def model_card(weights: Weights, repo: str) -> str:
         _usage(cls, weights, repo),
         "## Figures",
         _figures(weights),
+        *_samples(weights),
         "## Data and training",
         f"Binarization: **{protocol['binarization']}** {protocol['source']} ({protocol['split']} figures over "
         f"{protocol['num_images']:,} images, each counted once). {weights.metrics['num_parameters']:,} parameters. "
@@ -113,6 +115,21 @@ def _figures(weights: Weights) -> str:
     if published is not None:
         text += f"\n\nPublished: {published.value:.2f} ({published.estimator}; {published.source})."
     return text
+
+
+def _samples(weights: Weights) -> list[str]:
+    """The section on the quality of samples, where they were judged."""
+    found: dict[str, Any] | None = weights.metrics.get("quality")
+    if found is None:
+        return []
+    results = found["results"]
+    table = quality_table({weights.name: results["samples"], FLOOR: results["floor"], CEILING: results["ceiling"]})
+    return [
+        "## Samples",
+        f"{found['num_samples']:,} samples beside {found['num_real']:,} {found['split']} images, in the features and "
+        f"classes that `{found['extractor']}` sees; between what real images and what independent pixels get.",
+        table,
+    ]
 
 
 def _plain(docstring: str) -> str:
