@@ -9,7 +9,9 @@ import pytest
 import test_contract as contract
 import torch
 from conftest import all_images
+from lightning.pytorch import Trainer
 
+from lightning_genmodels import BinarizedMNISTDataModule
 from lightning_genmodels.base import LatentVariableModel
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import keyed_generators
@@ -53,6 +55,23 @@ def test_dropout_is_for_training_alone() -> None:
     plain = VAE(**VAE.small)
     plain.load_state_dict(model.state_dict())
     assert torch.equal(plain.encode(x), model.encode(x))
+
+
+@pytest.mark.parametrize(("options", "figure"), [({}, "val/nelbo"), ({"num_particles": 2}, "val/iw2")])
+@pytest.mark.parametrize("val_particles", [0, 20])
+@torch.no_grad()
+def test_the_validated_bound_is_the_one_asked_for(options: dict[str, Any], figure: str, val_particles: int) -> None:
+    torch.manual_seed(0)
+    data = BinarizedMNISTDataModule(source="digits", batch_size=50)
+    model = VAE(hidden_sizes=(8,), latent_dim=2, val_particles=val_particles, **options).eval()
+    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+    (logged,) = trainer.validate(model, data, verbose=False)
+    figure = f"val/iw{val_particles}" if val_particles else figure
+    assert model.monitor == figure
+    x = data.images("val").float()
+    bound = model.iw_bound(x, val_particles or model.num_particles, generator=keyed_generators(0, range(len(x))))
+    assert logged[figure] == pytest.approx(-bound.mean().item(), abs=0.5)
+    assert logged[figure] <= logged["val/nelbo"]
 
 
 def test_the_bound_is_free_of_beta_and_warm_up() -> None:

@@ -75,8 +75,13 @@ class LatentVariableModel(LossTrainedModel, RepresentationModel, ABC):
 
     @property
     def num_particles(self) -> int:
-        """Particles of the training objective; above one, validation logs and monitors the bound ``iw<k>`` too."""
+        """Particles of the training objective."""
         return 1
+
+    @property
+    def val_particles(self) -> int:
+        """Particles of the bound that validation logs as ``iw<k>``, if more than one; default: those of training."""
+        return self.num_particles
 
     def elbo(self, x: Tensor, *, generator: Noise = None) -> Tensor:
         """Evidence lower bound (B,) in nats per image, one particle each (Kingma and Welling 2014, eq. 3)."""
@@ -139,8 +144,8 @@ class LatentVariableModel(LossTrainedModel, RepresentationModel, ABC):
         """Adds a batch to the validation figures."""
         indices = self._indices(batch)
         self.val_nelbo.update(self.elbo(batch, generator=keyed_generators(0, indices)))
-        if self.num_particles > 1:
-            self.val_iw.update(self.iw_bound(batch, self.num_particles, generator=keyed_generators(0, indices)))
+        if self.val_particles > 1:
+            self.val_iw.update(self.iw_bound(batch, self.val_particles, generator=keyed_generators(0, indices)))
 
     @final
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
@@ -155,8 +160,8 @@ class LatentVariableModel(LossTrainedModel, RepresentationModel, ABC):
         """Logs ``val/nelbo`` and, for several particles, ``val/iw<k>``, in nats per image."""
         self._log_estimate("val/nelbo", self.val_nelbo.compute())
         self.val_nelbo.reset()
-        if self.num_particles > 1:
-            self._log_estimate(f"val/iw{self.num_particles}", self.val_iw.compute())
+        if self.val_particles > 1:
+            self._log_estimate(f"val/iw{self.val_particles}", self.val_iw.compute())
             self.val_iw.reset()
 
     @final

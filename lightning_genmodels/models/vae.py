@@ -51,6 +51,8 @@ class VAE(LatentVariableModel):
             particle. The bounds that are reported never have it.
         top_latent_dim: Latent variables of a second layer; 0 for none.
         top_hidden_sizes: Units of the hidden layers between the two layers of latent variables: linear, tanh.
+        val_particles: K of the bound on validation images by which a checkpoint is chosen; 0 for that of training. The
+            encoder overfits before the decoder does, and a tight bound is less hurt by that than one of few particles.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
     Raises:
@@ -72,14 +74,18 @@ class VAE(LatentVariableModel):
         beta: float = 1.0,
         top_latent_dim: int = 0,
         top_hidden_sizes: Sequence[int] = (100, 100),
+        val_particles: int = 0,
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(event_shape, **options)
-        if min([*hidden_sizes, latent_dim, num_particles, *top_hidden_sizes, top_latent_dim + 1]) < 1:
+        if (
+            min([*hidden_sizes, latent_dim, num_particles, *top_hidden_sizes, top_latent_dim + 1, val_particles + 1])
+            < 1
+        ):
             raise OptionError(
                 f"expected sizes of at least 1, got hidden_sizes={tuple(hidden_sizes)}, latent_dim={latent_dim}, "
                 f"num_particles={num_particles}, top_hidden_sizes={tuple(top_hidden_sizes)}, "
-                f"top_latent_dim={top_latent_dim}"
+                f"top_latent_dim={top_latent_dim}, val_particles={val_particles}"
             )
         if beta < 0.0 or (beta != 1.0 and num_particles > 1):
             raise OptionError(
@@ -91,6 +97,7 @@ class VAE(LatentVariableModel):
         self.kl_warmup_steps = kl_warmup_steps
         self.beta = beta
         self._num_particles = num_particles
+        self._val_particles = val_particles or num_particles
         self.encoder, self.decoder = coders(
             network, self.event_shape, hidden_sizes, 2 * latent_dim, latent_dim, dropout
         )
@@ -111,9 +118,14 @@ class VAE(LatentVariableModel):
         return self._num_particles
 
     @property
+    def val_particles(self) -> int:
+        """K of the bound that is validated."""
+        return self._val_particles
+
+    @property
     def monitor(self) -> str:  # type: ignore[override]
-        """The bound that is trained, on validation images."""
-        return "val/nelbo" if self.num_particles == 1 else f"val/iw{self.num_particles}"
+        """The bound on validation images by which a checkpoint is chosen."""
+        return "val/nelbo" if self.val_particles == 1 else f"val/iw{self.val_particles}"
 
     def posterior(self, x: Tensor) -> Normal:
         """q(z|x), or q(z1|x): a diagonal Gaussian with batch shape (B, D), of binary images (B, 1, H, W)."""
