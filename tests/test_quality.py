@@ -13,9 +13,11 @@ from lightning_genmodels.callbacks import best_path
 from lightning_genmodels.cli import main
 from lightning_genmodels.errors import OptionError, WeightsError
 from lightning_genmodels.evaluation import evaluate_classifier, evaluate_quality
+from lightning_genmodels.hub.card import model_card
 from lightning_genmodels.models import GAN, Bernoulli, DigitClassifier
 from lightning_genmodels.nn.features import RandomFeatures
 from lightning_genmodels.quality import Judge, nearest
+from lightning_genmodels.weights import get_weights
 
 RUN = [
     *("fit", "--model=digit_classifier", "--data.source=digits", "--data.binarization=dynamic"),
@@ -166,6 +168,17 @@ def test_the_shipped_classifier_is_no_generative_model(
     assert caught.value.code == 2
     said = {"publish": "is no registered weight of a generative model", "verify": "has no values", "sample": "holds a"}
     assert said[command[0]] in capsys.readouterr().err
+
+
+def test_a_weight_without_likelihood_is_judged_not_verified(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["verify", "gan"])
+    assert caught.value.code == 2
+    assert "judge its samples anew with: genmodels evaluate gan --samples 10000" in capsys.readouterr().err
+    weights = get_weights("gan.static_v1")
+    card, quality = model_card(weights, "me/gan"), weights.metrics["quality"]
+    assert f"| gan.static_v1 | {quality['results']['samples']['frechet']:.2f} |" in card
+    assert "`genmodels evaluate gan.static_v1 --samples 10000 --data.root /path/to/data`" in card
 
 
 def test_random_features_are_the_same_everywhere_and_not_saved() -> None:

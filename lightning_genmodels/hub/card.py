@@ -47,7 +47,7 @@ def model_card(weights: Weights, repo: str) -> str:
         f"{protocol['num_images']:,} images, each counted once). {weights.metrics['num_parameters']:,} parameters. "
         f"Trained by the recipe `{weights.recipe}`:\n\n"
         f"```bash\ngenmodels fit --config {weights.recipe} --data.root /path/to/data\n```",
-        f"Check the figures on your machine: `genmodels verify {weights.name} --root /path/to/data`.",
+        f"Check the figures on your machine: `genmodels {_check(weights)}`.",
         "## Citation",
         f"Please cite the paper named above. Licence: {weights.license}.",
     ]
@@ -115,6 +115,12 @@ def _figures(weights: Weights) -> str:
     if published is not None:
         text += f"\n\nPublished: {published.value:.2f} ({published.estimator}; {published.source})."
     return text
+
+
+def _check(weights: Weights) -> str:
+    if weights.metrics["figures"]:
+        return f"verify {weights.name} --root /path/to/data"
+    return f"evaluate {weights.name} --samples {weights.metrics['quality']['num_samples']} --data.root /path/to/data"
 
 
 def _samples(weights: Weights) -> list[str]:

@@ -54,7 +54,7 @@ def verify(
         batch: Images at a time.
 
     Raises:
-        WeightsError: The weights are damaged, or have no figures.
+        WeightsError: The weights are damaged, or have no figures; or the model has no likelihood.
         DataError: Data missing or corrupt.
     """
     source = pretrained.resolve(name)
@@ -65,6 +65,11 @@ def verify(
     metrics = read_metrics(source.path)
     protocol = metrics["protocol"]
     stored = safetensors.torch.load_file(source.path / VALUES)
+    if not stored:
+        raise WeightsError(
+            f"{name} has no likelihood, and so no values of images to compare; judge its samples anew with: "
+            f"genmodels evaluate {name} --samples 10000"
+        )
     data = BinarizedMNISTDataModule(
         root,
         source=protocol["source"],
