@@ -32,6 +32,13 @@ def data_root() -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def _real_data(request: pytest.FixtureRequest) -> None:
+    """Skips a test marked ``data`` where the files are not there, whatever way it reads them."""
+    if request.node.get_closest_marker("data"):
+        request.getfixturevalue("data_root")
+
+
 @pytest.fixture
 def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder."""
