@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning_genmodels.hub.published import STATIC
+from lightning_genmodels.hub.published import published
 from lightning_genmodels.quality import CEILING, FLOOR, quality_table
 from lightning_genmodels.weights import Weights, get_weights, list_weights
 
@@ -21,8 +21,8 @@ def row(weights: Weights) -> str:
     measured = "<br>".join(
         f"{figure['value']:.2f} ± {figure['standard_error']:.2f} ({figure['estimator']})" for figure in figures.values()
     )
-    published = STATIC.get(weights.model) if weights.binarization == "static" else None
-    theirs = f"{published.value:.2f} ({published.estimator}; {published.source})" if published else ""
+    beside = published(weights)
+    theirs = f"{beside.value:.2f} ({beside.estimator}; {beside.source})" if beside else ""
     size = weights.metrics["protocol"]["image_size"]
     data = f"{weights.binarization}, {size}x{size}"
     parameters = f"{weights.metrics['num_parameters']:,}"

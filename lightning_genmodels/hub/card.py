@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from lightning_genmodels.base import ExplicitModel, LatentVariableModel, TrainableModel
-from lightning_genmodels.hub.published import STATIC
+from lightning_genmodels.hub.published import published
 from lightning_genmodels.quality import CEILING, FLOOR, quality_table
 from lightning_genmodels.registry import model_class
 from lightning_genmodels.weights import Weights
@@ -111,9 +111,9 @@ def _figures(weights: Weights) -> str:
             *rows,
         ]
     )
-    published = STATIC.get(weights.model) if weights.binarization == "static" else None
-    if published is not None:
-        text += f"\n\nPublished: {published.value:.2f} ({published.estimator}; {published.source})."
+    theirs = published(weights)
+    if theirs is not None:
+        text += f"\n\nPublished: {theirs.value:.2f} ({theirs.estimator}; {theirs.source})."
     return text
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_genmodels.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ STATIC: dict[str, Published] = {
     "eonade": Published(85.10, "exact mixture of 128 orders", "Uria, Murray and Larochelle 2014"),
     "fvbn": Published(97.45, "exact", "Larochelle and Murray 2011"),
     "gated_pixelcnn": Published(80.10, "exact", "as the PixelVAE paper reports it, Gulrajani et al. 2017"),
+    "iwae": Published(87.10, "IW-5000", "Burda et al. 2016, trained with 50 particles"),
+    "iwae_2layer": Published(85.32, "IW-5000", "Burda et al. 2016, trained with 50 particles"),
     "ladder_vae": Published(
         78.30, "IW-1000", "a public implementation with 12 layers, trained on train and validation"
     ),
@@ -34,4 +39,11 @@ STATIC: dict[str, Published] = {
     "row_lstm": Published(80.54, "exact", "van den Oord et al. 2016"),
     "vae": Published(88.71, "IW-5000", "Burda et al. 2016"),
 }
-"""By model, on the static binarization."""
+"""By model, or by the recipe of one, on the static binarization."""
+
+
+def published(weights: Weights) -> Published | None:
+    """The figure that a weight stands beside, if one was published on its data."""
+    if weights.binarization != "static":
+        return None
+    return STATIC.get(Path(weights.recipe).stem) or STATIC.get(weights.model)
