@@ -33,6 +33,7 @@ def ship(
     default: bool = True,
     num_particles: int = 5000,
     samples: int = 10_000,
+    probe: bool = False,
 ) -> None:
     """Writes a folder of ``lightning_genmodels/hub/shipped``; the figures are those of the files it holds.
 
@@ -45,6 +46,7 @@ def ship(
         default: Whether the model's bare name loads this weight.
         num_particles: k of the importance-weighted bound.
         samples: Samples whose quality is judged; 0 for none. Of the digit classifier itself the accuracy is measured.
+        probe: Also measure what a linear probe reads off the codes.
     """
     folder = SHIPPED / name
     trained = TrainableModel.from_pretrained(checkpoint)
@@ -53,7 +55,7 @@ def ship(
     trained.save_pretrained(folder, half=half)
     model = TrainableModel.from_pretrained(folder)
     if isinstance(model, GenerativeModel):
-        report = evaluate(model, data, "test", num_particles=num_particles, samples=samples)
+        report = evaluate(model, data, "test", num_particles=num_particles, samples=samples, probe=probe)
         assert report is not None
         report.write(folder)
         write_images(folder / SAMPLES, model.sample(64, generator=torch.Generator().manual_seed(0)))

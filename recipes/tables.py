@@ -39,12 +39,33 @@ def figures() -> str:
     return "\n".join([*head, *(row(get_weights(name)) for name in list_weights())])
 
 
+def probes() -> str:
+    """The table of linear probes, in Markdown."""
+    probed = {name: found["probe"] for name in list_weights() if "probe" in (found := get_weights(name).metrics)}
+    if not probed:
+        return "No shipped weight has been probed yet."
+    head = [
+        "| weight | numbers in a code | read off the codes | off raw pixels | off a random encoder's codes |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines = [
+        f"| `{name}` | {found['results']['codes']['dim']} | "
+        + " | ".join(
+            f"{100 * result['accuracy']:.2f} ± {100 * result['standard_error']:.2f} %"
+            for result in (found["results"][kind] for kind in ("codes", "pixels", "random_encoder"))
+        )
+        + " |"
+        for name, found in probed.items()
+    ]
+    return "\n".join([*head, *lines])
+
+
 def quality() -> str:
-    """The table of sample quality, best Fréchet distance first, between its floor and its ceiling."""
+    """The table of sample quality on static binarized MNIST, best first, with its floor and its ceiling."""
     judged = {
         name: weights.metrics["quality"]
         for name in list_weights()
-        if "quality" in (weights := get_weights(name)).metrics
+        if "quality" in (weights := get_weights(name)).metrics and weights.binarization == "static"
     }
     if not judged:
         return "No shipped weight has been judged yet."
@@ -55,7 +76,7 @@ def quality() -> str:
 
 def updated(text: str) -> str:
     """The README with the tables in their places."""
-    for name, table in (("figures", figures()), ("quality", quality())):
+    for name, table in (("figures", figures()), ("quality", quality()), ("probes", probes())):
         start, end = (mark.format(name) for mark in MARKS)
         before, _, rest = text.partition(start)
         _, _, after = rest.partition(end)
