@@ -42,7 +42,7 @@ class Quality:
         precision: Fraction of the set that lies among the test images, in features (Kynkäänniemi et al. 2019, eq. 2).
             It is high for the ceiling, too, for a classifier sees noise amid what it knows: by itself it says nothing.
         recall: Fraction of the test images that lie among the set.
-        coverage: Fraction of the test images in whose neighbourhood one of the set lies (Naeem et al. 2020, eq. 5).
+        coverage: Fraction of the test images in whose neighbourhood one of the set lies (Naeem et al. 2020).
         classes: Number of classes at least half as frequent as in the test images.
         rarest_class: Share of the rarest class, in units of 1/10.
         commonest_class: Share of the commonest class, in units of 1/10.

@@ -15,7 +15,7 @@ class RandomFeatures(nn.Module):
     """What a convolutional network with fixed random weights sees in an image: 64 numbers for each quarter of it.
 
     Distances between sets of images in such features rank models of data that no classifier was trained on (Naeem et
-    al. 2020, "Reliable Fidelity and Diversity Metrics for Generative Models", section 4.3). The weights are the same
+    al. 2020, "Reliable Fidelity and Diversity Metrics for Generative Models"). The weights are the same
     everywhere, and are not saved.
     """
 
