@@ -120,7 +120,7 @@ def _figures(weights: Weights) -> str:
 def _check(weights: Weights) -> str:
     if weights.metrics["figures"]:
         return f"verify {weights.name} --root /path/to/data"
-    return f"evaluate {weights.name} --samples {weights.metrics['quality']['num_samples']} --data.root /path/to/data"
+    return f"evaluate {weights.name} --samples 10000 --data.root /path/to/data"
 
 
 def _samples(weights: Weights) -> list[str]:
