@@ -43,6 +43,22 @@ def test_mixture_finds_the_clusters_of_its_codes() -> None:
     assert torch.allclose(drawn.T.cov(), z.T.cov(), rtol=0.1, atol=0.2)
 
 
+def test_one_component_is_fitted_in_few_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(500, 3, generator=generator) @ torch.tensor([[1.0, 0.5, 0.0], [0.0, 2.0, 0.3], [0.0, 0.0, 0.7]]) + 3
+    steps: list[None] = []
+    log_joint = GaussianMixture._log_joint
+    monkeypatch.setattr(GaussianMixture, "_log_joint", lambda *a: (steps.append(None), log_joint(*a))[1])
+    mixture = GaussianMixture(1, 3)
+    mixture.fit(z, steps=1000)
+    assert len(steps) < 10
+    assert torch.allclose(mixture.means[0], z.mean(0), atol=1e-5)
+    covariance = mixture.scale_tril[0] @ mixture.scale_tril[0].T
+    assert torch.allclose(covariance, z.T.cov(correction=0), atol=0.01)
+
+
 def test_mixture_survives_more_components_than_codes() -> None:
     mixture = GaussianMixture(5, 3)
     mixture.fit(torch.zeros(2, 3))
@@ -58,6 +74,20 @@ def test_corruption_is_for_training_alone() -> None:
     plain = Autoencoder(**Autoencoder.small)
     plain.load_state_dict(model.state_dict())
     assert torch.equal(plain.training_loss(x), -model.reconstruction(x).mean())
+
+
+def test_rectified_codes_are_those_of_a_plain_model_above_zero() -> None:
+    torch.manual_seed(0)
+    plain = Autoencoder(**Autoencoder.small)
+    model = Autoencoder(**Autoencoder.small, rectify=True)
+    model.load_state_dict(plain.state_dict())
+    x = all_images(model.event_shape).float()
+    assert (plain.encode(x) < 0).any()
+    assert torch.equal(model.encode(x), plain.encode(x).clamp(min=0))
+    decoded: list[torch.Tensor] = []
+    model.decoder.register_forward_pre_hook(lambda _, inputs: decoded.append(inputs[0]))
+    model.sample(100)
+    assert decoded[0].min() == 0 < decoded[0].max()
 
 
 @pytest.mark.parametrize("arguments", [{"corruption": 1.0}, {"code_dim": 0}, {"network": "cnn"}])

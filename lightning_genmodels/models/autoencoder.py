@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -34,7 +35,9 @@ class Autoencoder(ImplicitModel, LossTrainedModel, RepresentationModel):
             2.3): the clean image is to be reconstructed.
         network: ``mlp``: linear layers and tanh. ``conv``: each hidden layer is a convolution that halves the image,
             and in the decoder one that doubles it, with ELU (Clevert et al. 2016).
-        mixture_components: Gaussians of the density from which codes are drawn.
+        rectify: Whether codes are rectified: none is negative, and many are 0 (Glorot, Bordes and Bengio 2011, "Deep
+            Sparse Rectifier Neural Networks"). A linear map then reads more off them than off linear codes.
+        mixture_components: Gaussians of the density from which codes are drawn; its draws are rectified as codes are.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
     Raises:
@@ -52,6 +55,7 @@ class Autoencoder(ImplicitModel, LossTrainedModel, RepresentationModel):
         code_dim: int = 64,
         corruption: float = 0.0,
         network: Network = "mlp",
+        rectify: bool = False,
         mixture_components: int = 10,
         **options: Unpack[TrainingOptions],
     ) -> None:
@@ -64,6 +68,7 @@ class Autoencoder(ImplicitModel, LossTrainedModel, RepresentationModel):
         if not 0.0 <= corruption < 1.0:
             raise OptionError(f"expected corruption in [0, 1), got {corruption}")
         self.corruption = corruption
+        self.rectify = rectify
         self.encoder, self.decoder = coders(network, self.event_shape, hidden_sizes, code_dim, code_dim)
         self.density = GaussianMixture(mixture_components, code_dim)
         self.val_reconstruction = NegativeLogLikelihood(self.event_shape)
@@ -81,7 +86,7 @@ class Autoencoder(ImplicitModel, LossTrainedModel, RepresentationModel):
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes (B, D) of binary images (B, 1, H, W)."""
-        return at_least_float32(self.encoder(self._checked(x).flatten(1)))
+        return self._rectified(at_least_float32(self.encoder(self._checked(x).flatten(1))))
 
     def decode(self, z: Tensor) -> Tensor:
         """Logits (..., 1, H, W) of the pixels given codes (..., D)."""
@@ -98,7 +103,11 @@ class Autoencoder(ImplicitModel, LossTrainedModel, RepresentationModel):
         return -bernoulli_log_prob(self.decode(self.encode(seen)), self._checked(x)).mean()
 
     def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
-        return sample_bernoulli(self.decode(self.density.sample(num_samples, generator)), generator)
+        codes = self._rectified(self.density.sample(num_samples, generator))
+        return sample_bernoulli(self.decode(codes), generator)
+
+    def _rectified(self, z: Tensor) -> Tensor:
+        return F.relu(z) if self.rectify else z
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Adds a batch to the validation figure."""

@@ -43,8 +43,8 @@ class VAE(LatentVariableModel):
         kl_warmup_steps: Steps over which the weight of the KL divergence rises from zero to one in the training loss
             (Sønderby et al. 2016, section 2.3). Without it most latent variables are pruned in the first epochs, and
             stay so. The bounds that are reported never have it.
-        dropout: Fraction of hidden units that training drops, after every hidden layer of all networks (Srivastava
-            et al. 2014).
+        dropout: Fraction of hidden units, or channels, that training drops, after every hidden layer of all networks
+            (Srivastava et al. 2014).
         network: ``mlp``: linear layers and tanh. ``conv``: each hidden layer is a convolution that halves the
             image, and in the decoder one that doubles it, with ELU (Clevert et al. 2016).
         beta: Weight of the KL divergence in the training loss (Higgins et al. 2017, eq. 4), after warm-up; for one

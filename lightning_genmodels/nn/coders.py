@@ -32,7 +32,7 @@ def coders(
         hidden_sizes: Units, or channels, of the encoder's hidden layers; the decoder has them in reverse.
         outputs: Numbers that the encoder computes.
         code_dim: Numbers in a code.
-        dropout: Fraction of hidden units that training drops.
+        dropout: Fraction of hidden units, or channels, that training drops.
 
     Raises:
         OptionError: Another network, or a fraction outside [0, 1).
@@ -74,13 +74,14 @@ def mlp(sizes: list[int], dropout: float = 0.0) -> nn.Sequential:
 
 
 class ConvolutionalEncoder(nn.Module):
-    """Convolutions that each halve the image, with ELU and dropout, and a linear layer.
+    """Convolutions that each halve the image, with ELU and dropout of whole channels, and a linear layer.
 
     Args:
         event_shape: (1, H, W) of one image.
         channels: Of every convolution.
         outputs: Numbers to compute.
-        dropout: Fraction of hidden units that training drops.
+        dropout: Fraction of channels that training drops (Tompson et al. 2015, "Efficient Object Localization Using
+            Convolutional Networks", section 3.2).
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class ConvolutionalEncoder(nn.Module):
         self.event_shape = event_shape
         convolutions = [nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in itertools.pairwise([1, *channels])]
         self.convolutions = nn.ModuleList(convolutions)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout2d(dropout)
         height, width = halved_sizes(event_shape, len(channels))[-1]
         self.linear = nn.Linear(channels[-1] * height * width, outputs)
 
@@ -104,13 +105,15 @@ class ConvolutionalEncoder(nn.Module):
 
 
 class ConvolutionalDecoder(nn.Module):
-    """A linear layer, and transposed convolutions that each double the image, with ELU and dropout.
+    """A linear layer, and transposed convolutions that each double the image, with ELU and dropout of whole
+    channels.
 
     Args:
         event_shape: (1, H, W) of one image.
         channels: Of the encoder's convolutions, which are undone in reverse.
         inputs: Numbers in a code.
-        dropout: Fraction of hidden units that training drops.
+        dropout: Fraction of channels that training drops (Tompson et al. 2015, "Efficient Object Localization Using
+            Convolutional Networks", section 3.2).
     """
 
     def __init__(
@@ -123,7 +126,7 @@ class ConvolutionalDecoder(nn.Module):
         widths = itertools.pairwise([*reversed(channels), 1])
         self.convolutions = nn.ModuleList(nn.ConvTranspose2d(i, o, 4, stride=2, padding=1) for i, o in widths)
         self.bias = nn.Parameter(torch.zeros(math.prod(event_shape)))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, z: Tensor) -> Tensor:
         """Maps codes (..., D) to the logits of pixels (..., n)."""

@@ -49,7 +49,8 @@ class GaussianMixture(nn.Module):
 
         Args:
             z: (N, D) codes.
-            steps: Of the algorithm, from means that are codes far from each other.
+            steps: At most so many, from means that are codes far from each other; it ends when a step gains less than
+                1e-4 nats a code.
             seed: Of the choice of the first means.
         """
         z = z.double()
@@ -62,8 +63,13 @@ class GaussianMixture(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         covariances = (covariance / components + ridge).repeat(components, 1, 1)
         self._set(z.new_full((components,), 1.0 / components), self._spread(z, components, generator), covariances)
+        found = -math.inf
         for _ in range(steps):
-            share = torch.softmax(self._log_joint(z.to(self.means)).double(), dim=1)  # (N, M)
+            log_joint = self._log_joint(z.to(self.means)).double()  # (N, M)
+            before, found = found, float(torch.logsumexp(log_joint, dim=1).mean())
+            if found - before < 1e-4:
+                break
+            share = torch.softmax(log_joint, dim=1)
             total = share.sum(0).clamp(min=1e-6)
             means = share.T @ z / total.unsqueeze(1)
             for m in range(components):
