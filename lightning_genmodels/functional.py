@@ -38,26 +38,28 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor, event_dims: int = 3) -> Tensor
     """
     logits = at_least_float32(logits)
     # log sigmoid(+-logits): one pass over what may be K times as large as x, and no cancellation at large logits.
-    signed = ((2.0 * x - 1.0).to(logits.dtype) * logits).flatten(start_dim=-event_dims)
-    if signed.requires_grad or signed.device.type != "cpu":
-        return F.logsigmoid(signed).sum(dim=-1)
-    return _sum_log_sigmoid_(signed)
+    against = ((1.0 - 2.0 * x).to(logits.dtype) * logits).flatten(start_dim=-event_dims)  # log-odds of the other value
+    if against.requires_grad or against.device.type != "cpu" or not against.numel() or against.amax() > _LARGE:
+        return F.logsigmoid(-against).sum(dim=-1)
+    return -_sum_log_one_plus_exp_(against)
 
 
-def _sum_log_sigmoid_(logits: Tensor) -> Tensor:
-    """Sum of log sigmoid(l) over the last dimension, for a CPU and without gradients; overwrites its argument.
+_LARGE = 20.0  # (1 + exp(20))^4 is a float32
 
-    log sigmoid(l) = min(l, 0) - log(1 + exp(-|l|)), with one logarithm for the product of up to 16 of the factors
-    1 + exp(-|l|), which lie in [1, 2]: it takes half the time of ``F.logsigmoid``.
+
+def _sum_log_one_plus_exp_(x: Tensor) -> Tensor:
+    """Sum of log(1 + exp(x)) over the last dimension, for a CPU, without gradients and for x up to 20; overwrites x.
+
+    It takes one logarithm for the product of up to four of the factors, and allocates next to nothing: a third of the
+    time of ``F.logsigmoid``.
     """
-    total = logits.clamp(max=0.0).sum(dim=-1)
-    factors = logits.abs_().neg_().exp_().add_(1.0)
-    for _ in range(4):
-        half, odd = divmod(factors.shape[-1], 2)
+    x.exp_().add_(1.0)
+    for _ in range(2):
+        half, odd = divmod(x.shape[-1], 2)
         if odd:
             break
-        factors = factors[..., :half] * factors[..., half:]
-    return total - factors.log_().sum(dim=-1)
+        x = x[..., :half].mul_(x[..., half:])
+    return x.log_().sum(dim=-1)
 
 
 def lines(first: Tensor, second: Tensor, steps: int) -> Tensor:
