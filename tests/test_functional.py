@@ -37,8 +37,9 @@ def test_bernoulli_log_prob_is_exact_at_extreme_logits() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 2, 3), (1, 3, 5), (1, 1, 1)])
-def test_bernoulli_log_prob_is_the_same_with_and_without_gradients(shape: tuple[int, ...]) -> None:
-    logits = 20 * torch.randn(7, 4, *shape)
+@pytest.mark.parametrize("scale", [3.0, 20.0])
+def test_bernoulli_log_prob_is_the_same_with_and_without_gradients(shape: tuple[int, ...], scale: float) -> None:
+    logits = scale * torch.randn(7, 4, *shape)
     x = (torch.rand(4, *shape) < 0.5).float()
     before = logits.clone()
     fast, exact = bernoulli_log_prob(logits, x), bernoulli_log_prob(logits.double().requires_grad_(), x)
