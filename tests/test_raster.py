@@ -23,9 +23,23 @@ SIDE = 12
 MODELS: dict[str, Callable[..., RasterModel]] = {
     "pixelcnn": lambda shape, order="raster": PixelCNN(shape, 6, 3, 5, order=order),
     "gated_pixelcnn": lambda shape, order="raster": GatedPixelCNN(shape, 5, 3, 5, 5, order=order),
+    "pixelcnn_by_place": lambda shape, order="raster": _by_place(
+        PixelCNN(shape, 4, 2, 3, order=order, bias_by_place=True)
+    ),
+    "gated_by_place": lambda shape, order="raster": _by_place(
+        GatedPixelCNN(shape, 4, 2, 3, 3, order=order, bias_by_place=True)
+    ),
     "row_lstm": lambda shape, order="raster": RowLSTM(shape, 5, 2, 5, order=order),
     "diagonal_bilstm": lambda shape, order="raster": DiagonalBiLSTM(shape, 5, 2, 5, order=order),
 }
+
+
+def _by_place(model: RasterModel) -> RasterModel:
+    """Gives the biases of the places, which start at zero, something to say."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias_of_places"):
+            torch.nn.init.normal_(parameter)
+    return model
 
 
 def context(model: RasterModel, row: int, column: int) -> Tensor:

@@ -32,10 +32,12 @@ class _Layer(nn.Module):
     horizontal stack. So no vertical convolution needs a mask.
     """
 
-    def __init__(self, inputs: int, p: int, n: int, dropout: float, first: bool = False) -> None:
+    def __init__(
+        self, inputs: int, p: int, n: int, dropout: float, first: bool = False, places: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
         self.vertical = CausalConv2d(inputs, 2 * p, n, None)
-        self.horizontal = CausalConv2d(inputs, 2 * p, (1, n), "A" if first else "B")
+        self.horizontal = CausalConv2d(inputs, 2 * p, (1, n), "A" if first else "B", places=places)
         self.link = Pointwise(2 * p, 2 * p, bias=False)
         self.mix = Pointwise(p, p)
         self.first = first
@@ -54,9 +56,11 @@ class _Layer(nn.Module):
 
 
 class _Network(RasterNetwork):
-    def __init__(self, p: int, layers: int, first_n: int, n: int, dropout: float) -> None:
+    def __init__(
+        self, p: int, layers: int, first_n: int, n: int, dropout: float, places: tuple[int, int] | None
+    ) -> None:
         super().__init__()
-        first = _Layer(1, p, first_n, dropout, first=True)
+        first = _Layer(1, p, first_n, dropout, first=True, places=places)
         self.layers: Any = nn.ModuleList([first, *(_Layer(p, p, n, dropout) for _ in range(layers - 1))])
         self.head = Pointwise(p, 2 * p)
         self.output = Pointwise(2 * p, 1)
@@ -120,6 +124,8 @@ class GatedPixelCNN(RasterModel):
         first_kernel_size: n of the first layer.
         kernel_size: n of the others.
         dropout: Probability with which a gated feature is dropped in training; the paper has none.
+        bias_by_place: Whether the first layer of the horizontal stack has a bias of its own for every pixel: the
+            location-dependent term of eq. 5, with the place itself for s.
         order: One of the eight symmetries of the raster; see :data:`lightning_genmodels.functional.RASTER_ORDERS`.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
@@ -137,9 +143,11 @@ class GatedPixelCNN(RasterModel):
         first_kernel_size: int = 7,
         kernel_size: int = 5,
         dropout: float = 0.0,
+        bias_by_place: bool = False,
         order: str = "raster",
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(event_shape, order, **options)
         check_network(hidden_size, num_layers, (first_kernel_size, kernel_size), dropout)
-        self.net = _Network(hidden_size, num_layers, first_kernel_size, kernel_size, dropout)
+        places = self.raster_shape if bias_by_place else None
+        self.net = _Network(hidden_size, num_layers, first_kernel_size, kernel_size, dropout, places)

@@ -40,9 +40,11 @@ class _ResidualBlock(nn.Module):
 
 
 class _PixelCNNNetwork(RasterNetwork):
-    def __init__(self, hidden: int, layers: int, first_kernel: int, kernel: int, dropout: float) -> None:
+    def __init__(
+        self, hidden: int, layers: int, first_kernel: int, kernel: int, dropout: float, places: tuple[int, int] | None
+    ) -> None:
         super().__init__()
-        self.first = CausalConv2d(1, 2 * hidden, first_kernel, "A")
+        self.first = CausalConv2d(1, 2 * hidden, first_kernel, "A", places=places)
         self.blocks: Any = nn.ModuleList(_ResidualBlock(hidden, kernel, dropout) for _ in range(layers))
         self.head = Pointwise(2 * hidden, 2 * hidden)
         self.output = Pointwise(2 * hidden, 1)
@@ -85,6 +87,8 @@ class PixelCNN(RasterModel):
         first_kernel_size: Of the first convolution, with mask A.
         kernel_size: Of those in the blocks, with mask B.
         dropout: Probability with which a feature is dropped in training; the paper has none.
+        bias_by_place: Whether the first convolution has a bias of its own for every pixel, which the paper has not: a
+            context of few pixels does not say where in the image it lies.
         order: One of the eight symmetries of the raster; see :data:`lightning_genmodels.functional.RASTER_ORDERS`.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
@@ -102,12 +106,14 @@ class PixelCNN(RasterModel):
         first_kernel_size: int = 7,
         kernel_size: int = 3,
         dropout: float = 0.0,
+        bias_by_place: bool = False,
         order: str = "raster",
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(event_shape, order, **options)
         check_network(hidden_size, num_layers, (first_kernel_size, kernel_size), dropout)
-        self.net = _PixelCNNNetwork(hidden_size, num_layers, first_kernel_size, kernel_size, dropout)
+        places = self.raster_shape if bias_by_place else None
+        self.net = _PixelCNNNetwork(hidden_size, num_layers, first_kernel_size, kernel_size, dropout, places)
 
 
 class _LSTMNetwork(RasterNetwork, ABC):

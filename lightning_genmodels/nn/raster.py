@@ -56,6 +56,7 @@ class CausalConv2d(nn.Module):
         kernel_size: Odd height and width of the whole kernel, or both in one number; a height of 1 sees one row.
         mask: ``A`` leaves out the pixel itself, as the first layer must; ``B`` has it; None has the whole row.
         bias: Whether to add one.
+        places: H and W of images at every place of which another bias is added; None for one bias everywhere.
     """
 
     mask: Tensor
@@ -67,6 +68,7 @@ class CausalConv2d(nn.Module):
         kernel_size: int | tuple[int, int],
         mask: Literal["A", "B"] | None = "B",
         bias: bool = True,
+        places: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
@@ -78,12 +80,14 @@ class CausalConv2d(nn.Module):
         bound = 1 / math.sqrt(max(1, inputs * (self.above * width + self.left)))
         self.weight = nn.Parameter(torch.empty(outputs, inputs, self.above + 1, width).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(outputs).uniform_(-bound, bound)) if bias else None
+        self.bias_of_places = nn.Parameter(torch.zeros(outputs, *places)) if places else None  # (outputs, H, W)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, inputs, H, W) to (B, outputs, H, W)."""
         # Rows are padded at the top alone: cropping the result instead leaves it, and its gradient, with gaps.
         x = F.pad(x, (0, 0, self.above, 0)) if self.above else x
-        return F.conv2d(x, self.weight * self.mask, self.bias, padding=(0, self.side))
+        y = F.conv2d(x, self.weight * self.mask, self.bias, padding=(0, self.side))
+        return y if self.bias_of_places is None else y + self.bias_of_places
 
 
 class ConvCache:
@@ -102,16 +106,22 @@ class ConvCache:
         self._from_left = weight[:, :, -1, : conv.left].permute(2, 1, 0).flatten(0, 1)  # (left * I, O)
         # Inputs (N, above + 1, W + 2 side, I) of the rows that are seen, the last of which is the one at hand.
         self._rows = weight.new_zeros((num_images, conv.above + 1, width + 2 * conv.side, weight.shape[1]))
-        self._base = weight.new_zeros((num_images, width, len(weight)))  # what is known of a row before its first pixel
+        self._bias = weight.new_zeros((num_images, width, len(weight)))
         if conv.bias is not None:
-            self._base += conv.bias.detach()
+            self._bias += conv.bias.detach()
+        self._base = self._bias  # what is known of a row before its first pixel
+        self._row = -1
 
     def start_row(self) -> None:
-        """Goes on to the next row; those above it are complete."""
+        """Goes on to the next row (at the start, the first); those above it are complete."""
+        self._row += 1
+        self._base = self._bias
         if self.conv.above:
             self._rows = torch.cat([self._rows[:, 1:], torch.zeros_like(self._rows[:, :1])], dim=1)
             above = self._rows[:, :-1].permute(0, 3, 1, 2)  # (N, I, above, W + 2 side)
             self._base = F.conv2d(above, self._from_above, self.conv.bias)[:, :, 0].transpose(1, 2)  # (N, W, O)
+        if self.conv.bias_of_places is not None:
+            self._base = self._base + self.conv.bias_of_places[:, self._row].T
         # With a height of 1, what the last row left to the right of a pixel is never looked at.
 
     def write(self, column: int, value: Tensor) -> None:
