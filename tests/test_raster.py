@@ -29,6 +29,10 @@ MODELS: dict[str, Callable[..., RasterModel]] = {
     "gated_by_place": lambda shape, order="raster": _by_place(
         GatedPixelCNN(shape, 4, 2, 3, 3, order=order, bias_by_place=True)
     ),
+    "row_by_place": lambda shape, order="raster": _by_place(RowLSTM(shape, 3, 2, 3, order=order, bias_by_place=True)),
+    "diagonal_by_place": lambda shape, order="raster": _by_place(
+        DiagonalBiLSTM(shape, 3, 2, 3, order=order, bias_by_place=True)
+    ),
     "row_lstm": lambda shape, order="raster": RowLSTM(shape, 5, 2, 5, order=order),
     "diagonal_bilstm": lambda shape, order="raster": DiagonalBiLSTM(shape, 5, 2, 5, order=order),
 }

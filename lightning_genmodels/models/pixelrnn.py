@@ -119,9 +119,11 @@ class PixelCNN(RasterModel):
 class _LSTMNetwork(RasterNetwork, ABC):
     """What Row LSTM and Diagonal BiLSTM share; channels come first and images last, see :class:`LineLSTM`."""
 
-    def __init__(self, layers: Sequence[nn.Module], hidden: int, first_kernel: int) -> None:
+    def __init__(
+        self, layers: Sequence[nn.Module], hidden: int, first_kernel: int, places: tuple[int, int] | None
+    ) -> None:
         super().__init__()
-        self.first = CausalConv2d(1, 2 * hidden, first_kernel, "A")
+        self.first = CausalConv2d(1, 2 * hidden, first_kernel, "A", places=places)
         self.layers: Any = nn.ModuleList(layers)
         self.head = ChannelsFirstLinear(2 * hidden, 2 * hidden)
         self.output = ChannelsFirstLinear(2 * hidden, 1)
@@ -155,12 +157,14 @@ class _LSTMModel(RasterModel, ABC):
         num_layers: int = 7,
         first_kernel_size: int = 7,
         dropout: float = 0.0,
+        bias_by_place: bool = False,
         order: str = "raster",
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(event_shape, order, **options)
         check_network(hidden_size, num_layers, (first_kernel_size,), dropout)
-        self.net = type(self).network(hidden_size, num_layers, self.raster_shape, first_kernel_size, dropout)
+        shape = self.raster_shape
+        self.net = type(self).network(hidden_size, num_layers, shape, first_kernel_size, dropout, bias_by_place)
 
 
 class _RowLSTMLayer(nn.Module):
@@ -182,8 +186,11 @@ class _RowLSTMLayer(nn.Module):
 
 
 class _RowLSTMNetwork(_LSTMNetwork):
-    def __init__(self, hidden: int, layers: int, shape: tuple[int, int], first_kernel: int, dropout: float) -> None:
-        super().__init__([_RowLSTMLayer(hidden, *shape, dropout) for _ in range(layers)], hidden, first_kernel)
+    def __init__(
+        self, hidden: int, layers: int, shape: tuple[int, int], first_kernel: int, dropout: float, by_place: bool
+    ) -> None:
+        modules = [_RowLSTMLayer(hidden, *shape, dropout) for _ in range(layers)]
+        super().__init__(modules, hidden, first_kernel, shape if by_place else None)
 
     def conditionals(self, x: Tensor) -> Iterator[Tensor]:
         size, _, height, width = x.shape
@@ -219,6 +226,7 @@ class RowLSTM(_LSTMModel):
         num_layers: LSTM layers.
         first_kernel_size: Of the first convolution, with mask A.
         dropout: Probability with which a feature is dropped in training; the paper has none.
+        bias_by_place: Whether the first convolution has a bias of its own for every pixel, which the paper has not.
         order: One of the eight symmetries of the raster; see :data:`lightning_genmodels.functional.RASTER_ORDERS`.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
@@ -273,10 +281,12 @@ class _DiagonalBiLSTMNetwork(_LSTMNetwork):
     could otherwise not reach the start of the next one.
     """
 
-    def __init__(self, hidden: int, layers: int, shape: tuple[int, int], first_kernel: int, dropout: float) -> None:
+    def __init__(
+        self, hidden: int, layers: int, shape: tuple[int, int], first_kernel: int, dropout: float, by_place: bool
+    ) -> None:
         height, width = shape
         modules = [_DiagonalBiLSTMLayer(hidden, height, width + 1, dropout) for _ in range(layers)]
-        super().__init__(modules, hidden, first_kernel)
+        super().__init__(modules, hidden, first_kernel, (height, width + 1) if by_place else None)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.pad(x, (0, 1)))[..., :-1]
@@ -337,6 +347,7 @@ class DiagonalBiLSTM(_LSTMModel):
         num_layers: Layers of two LSTMs each; 7 in the paper, and 1 in its comparison.
         first_kernel_size: Of the first convolution, with mask A.
         dropout: Probability with which a feature is dropped in training; the paper has none.
+        bias_by_place: Whether the first convolution has a bias of its own for every pixel, which the paper has not.
         order: One of the eight symmetries of the raster; see :data:`lightning_genmodels.functional.RASTER_ORDERS`.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
