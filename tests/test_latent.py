@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import test_contract as contract
@@ -44,15 +44,16 @@ def test_variants_keep_the_contract(
     check(name)
 
 
+@pytest.mark.parametrize("network", ["mlp", "conv"])
 @torch.no_grad()
-def test_dropout_is_for_training_alone() -> None:
+def test_dropout_is_for_training_alone(network: Literal["mlp", "conv"]) -> None:
     torch.manual_seed(0)
-    model = VAE(**VAE.small, dropout=0.5)
+    model = VAE(**VAE.small, network=network, dropout=0.5)
     x = all_images(model.event_shape).float()
     assert not torch.equal(model.encode(x), model.encode(x))
     model.eval()
     assert torch.equal(model.encode(x), model.encode(x))
-    plain = VAE(**VAE.small)
+    plain = VAE(**VAE.small, network=network)
     plain.load_state_dict(model.state_dict())
     assert torch.equal(plain.encode(x), model.encode(x))
 

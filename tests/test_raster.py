@@ -40,10 +40,22 @@ MODELS: dict[str, Callable[..., RasterModel]] = {
 
 def _by_place(model: RasterModel) -> RasterModel:
     """Gives the biases of the places, which start at zero, something to say."""
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias_of_places"):
-            torch.nn.init.normal_(parameter)
+    (bias,) = (parameter for name, parameter in model.named_parameters() if name.endswith("bias_of_places"))
+    torch.nn.init.normal_(bias)
     return model
+
+
+@pytest.mark.parametrize("name", ["pixelcnn_by_place", "gated_by_place", "row_by_place", "diagonal_by_place"])
+@torch.no_grad()
+def test_the_bias_of_a_place_reaches_its_pixel_and_none_before(name: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]((1, 5, 6)).double().eval()
+    (bias,) = (parameter for key, parameter in model.named_parameters() if key.endswith("bias_of_places"))
+    x = torch.randint(2, (8, 1, 5, 6)).double()
+    before = model.conditional_logits(x)
+    bias[:, 2, 3] += 1.0
+    changed = (model.conditional_logits(x) != before).flatten(1).any(0)
+    assert changed.nonzero()[0].item() == 2 * 6 + 3
 
 
 def context(model: RasterModel, row: int, column: int) -> Tensor:

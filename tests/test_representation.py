@@ -43,9 +43,7 @@ def test_mixture_finds_the_clusters_of_its_codes() -> None:
     assert torch.allclose(drawn.T.cov(), z.T.cov(), rtol=0.1, atol=0.2)
 
 
-def test_one_component_is_fitted_in_few_steps(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_one_component_is_fitted_in_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(500, 3, generator=generator) @ torch.tensor([[1.0, 0.5, 0.0], [0.0, 2.0, 0.3], [0.0, 0.0, 0.7]]) + 3
     steps: list[None] = []
