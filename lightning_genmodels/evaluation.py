@@ -511,8 +511,9 @@ def _particles(figure: str) -> int:
 
 
 def _batch_size(model: GenerativeModel, num_particles: int) -> int:
-    block = min(num_particles, model.particle_block) if isinstance(model, LatentVariableModel) else 1
-    return max(1, min(500, _ROWS // block))
+    if isinstance(model, LatentVariableModel):
+        return max(1, min(500, _ROWS // min(num_particles, model.particle_block)))
+    return model.score_chunk if isinstance(model, ExplicitModel) and model.device.type == "cpu" else 500
 
 
 def _split(x: Tensor, indices: Sequence[int], size: int) -> tuple[Sequence[Tensor], list[Sequence[int]]]:

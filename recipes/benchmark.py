@@ -184,6 +184,21 @@ def benchmark_raster_sampling() -> None:
         report(f"sampling 64 {name} images, extrapolated", slow, seconds(lambda model=model: model.sample(64)))
 
 
+@torch.no_grad()
+def benchmark_raster_scoring() -> None:
+    """Scoring 500 images by networks that go row by row: all at once, against as many as an evaluation takes."""
+    x = digits_like(500)
+    for name, build in ROW_BY_ROW.items():
+        model = build().eval()
+
+        def in_chunks(model: AutoregressiveModel | OrderMixture = model) -> None:
+            for part in x.split(model.score_chunk):
+                model.log_prob(part)
+
+        slow = seconds(lambda model=model: model.log_prob(x), repeats=1)
+        report(f"scoring 500 {name} images", slow, seconds(in_chunks, repeats=1))
+
+
 def training_seconds(model: GenerativeModel, x: Tensor, loss: Callable[[Tensor], Tensor] | None = None) -> float:
     """Time of a training step without its optimizer."""
 
@@ -273,6 +288,7 @@ BENCHMARKS = {
     "nade_training": benchmark_nade_training,
     "nade_sampling": benchmark_nade_sampling,
     "raster_sampling": benchmark_raster_sampling,
+    "raster_scoring": benchmark_raster_scoring,
     "gated_training": benchmark_gated_training,
     "lstm_training": benchmark_lstm_training,
     "iw_bound": benchmark_iw_bound,

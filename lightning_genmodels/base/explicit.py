@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ class ExplicitModel(LossTrainedModel, ABC):
     """A model that says exactly how likely an image is; it implements ``_log_prob`` and ``_sample``."""
 
     monitor = "val/nll"
+
+    score_chunk: ClassVar[int] = 500
+    """Images that an evaluation scores at once on a CPU, whose cache their activations should fit; no figure depends on
+    it."""
 
     def __init__(self, event_shape: Sequence[int] = (1, 28, 28), **options: Unpack[TrainingOptions]) -> None:
         super().__init__(event_shape, **options)

@@ -32,6 +32,8 @@ class RasterModel(AutoregressiveModel, ABC):
         OptionError: ``order`` is not one of the eight.
     """
 
+    score_chunk = 50
+
     net: RasterNetwork
 
     def __init__(

@@ -234,6 +234,7 @@ class PixelSNAIL(OrderMixture):
     """
 
     sample_chunk = 200  # it keeps the keys and values of all pixels
+    score_chunk = 25
 
     monitor = "val/nll_of_one_order"
     """Mean over images, each in one order, in nats per image: higher than what the mixture will have."""
