@@ -46,7 +46,8 @@ class LadderVAE(LatentVariableModel):
         encoder_blocks: Residual blocks of the path upwards at each resolution.
         output_channels: Channels at the image's own resolution; 0 for none: pixels are then read off the state at half
             of it.
-        dropout: Fraction of hidden units that training drops inside every block (Srivastava et al. 2014).
+        dropout: Fraction of channels that training drops inside every block (Tompson et al. 2015, "Efficient Object
+            Localization Using Convolutional Networks").
         kl_warmup_steps: Steps over which the weight of the KL divergence rises from zero to one in the training loss
             (Sønderby et al. 2016, section 2.3).
         free_bits: Nats per layer below which a divergence, averaged over the batch, costs nothing more in the training
@@ -217,8 +218,8 @@ class LadderVAE(LatentVariableModel):
             for layer in stage.layers:  # type: ignore[union-attr]
                 h = layer(h, latent(layer, h))
         _, height, width = self.event_shape
-        y = self.enlarge(F.elu(h))[..., :height, :width]
-        logits: Tensor = (y if self.output is None else self.output(F.elu(y))) + self.output_bias
+        y = self.enlarge(F.silu(h))[..., :height, :width]
+        logits: Tensor = (y if self.output is None else self.output(F.silu(y))) + self.output_bias
         return logits
 
     def _split(self, rows: Tensor) -> list[Tensor]:
@@ -228,7 +229,7 @@ class LadderVAE(LatentVariableModel):
 
 
 class _Block(nn.Module):
-    """A bottleneck: 1x1, 3x3 and 1x1 convolutions, each after an ELU; its output starts small."""
+    """A bottleneck: 1x1, 3x3 and 1x1 convolutions, each after a SiLU (NVAE has it, too); its output starts small."""
 
     def __init__(self, channels: int, outputs: int, dropout: float) -> None:
         super().__init__()
@@ -236,15 +237,15 @@ class _Block(nn.Module):
         self.contract = nn.Conv2d(channels, hidden, 1)
         self.convolve = nn.Conv2d(hidden, hidden, 3, padding=1)
         self.expand = nn.Conv2d(hidden, outputs, 1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout2d(dropout)
         with torch.no_grad():
             self.expand.weight.mul_(0.2)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        y = self.contract(F.elu(x))
+        y = self.contract(F.silu(x))
         y = y if context is None else y + context
-        y = self.convolve(F.elu(y))
-        output: Tensor = self.expand(self.dropout(F.elu(y)))
+        y = self.convolve(F.silu(y))
+        output: Tensor = self.expand(self.dropout(F.silu(y)))
         return output
 
 
@@ -281,7 +282,7 @@ class _Layer(nn.Module):
 
     def context(self, feature: Tensor) -> Tensor:
         """The image's share of the posterior's first convolution: once an image, however many particles."""
-        context: Tensor = self.from_image(F.elu(feature))
+        context: Tensor = self.from_image(F.silu(feature))
         return context
 
     def posterior(self, h: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,7 +291,7 @@ class _Layer(nn.Module):
         return mean, 5.0 * torch.tanh(log_std / 5.0)
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
-        scale = F.softplus(self.to_scale(F.elu(h)) + 0.5)
+        scale = F.softplus(self.to_scale(F.silu(h)) + 0.5)
         h = h + self.from_latent(scale * z)
         refined: Tensor = h + self.refine(h)
         return refined
