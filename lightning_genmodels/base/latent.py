@@ -37,6 +37,10 @@ class LatentVariableModel(LossTrainedModel, RepresentationModel, ABC):
     particle_block: ClassVar[int] = 100
     """Particles drawn at once by :meth:`iw_bound`: it bounds memory, and fixes the order in which noise is drawn."""
 
+    score_rows: ClassVar[int] = 1000
+    """Images times particles that an evaluation takes at once on a CPU, whose cache their activations should fit; no
+    figure depends on it."""
+
     def __init__(self, event_shape: Sequence[int] = (1, 28, 28), **options: Unpack[TrainingOptions]) -> None:
         super().__init__(event_shape, **options)
         self.val_nelbo = NegativeLogLikelihood(self.event_shape)

@@ -58,6 +58,8 @@ class LadderVAE(LatentVariableModel):
         OptionError: A size below one, no layer at all, a fraction outside [0, 1), or negative free bits.
     """
 
+    score_rows = 200
+
     small = {
         "event_shape": (1, 2, 2), "layers": (1, 1), "channels": (2, 3), "latent_channels": 1, "encoder_blocks": 1,
     }  # fmt: skip
