@@ -88,14 +88,14 @@ class _Network(RasterNetwork):
                 for index, layer in enumerate(self.layers):  # a row of the vertical stack at a time
                     y = rows[index].next(v)  # (N, 2p, 1, W)
                     above[index], v = layer.link(y)[:, :, 0], _gate(y)[:, :, 0]
-            for cache in caches:
-                cache.start_row()
+            for cache, from_above in zip(caches, above, strict=True):
+                cache.start_row(from_above)
             for j in range(width):
                 h = None
-                for layer, cache, from_above in zip(self.layers, caches, above, strict=True):
+                for layer, cache in zip(self.layers, caches, strict=True):
                     if h is not None:
                         cache.write(j, h)
-                    h = layer.add(h, cache.at(j) + from_above[:, :, j])
+                    h = layer.add(h, cache.at(j))
                 assert h is not None
                 yield self._logits(h)[:, 0]
                 caches[0].write(j, x[:, :, i, j])

@@ -112,8 +112,12 @@ class ConvCache:
         self._base = self._bias  # what is known of a row before its first pixel
         self._row = -1
 
-    def start_row(self) -> None:
-        """Goes on to the next row (at the start, the first); those above it are complete."""
+    def start_row(self, added: Tensor | None = None) -> None:
+        """Goes on to the next row (at the start, the first); those above it are complete.
+
+        Args:
+            added: (N, O, W), what comes from elsewhere to the outputs of this row.
+        """
         self._row += 1
         self._base = self._bias
         if self.conv.above:
@@ -122,6 +126,8 @@ class ConvCache:
             self._base = F.conv2d(above, self._from_above, self.conv.bias)[:, :, 0].transpose(1, 2)  # (N, W, O)
         if self.conv.bias_of_places is not None:
             self._base = self._base + self.conv.bias_of_places[:, self._row].T
+        if added is not None:
+            self._base = self._base + added.transpose(1, 2)
         # With a height of 1, what the last row left to the right of a pixel is never looked at.
 
     def write(self, column: int, value: Tensor) -> None:
