@@ -33,6 +33,7 @@ from lightning_genmodels.files import write_atomically
 from lightning_genmodels.functional import lines
 from lightning_genmodels.hub import verify as checks
 from lightning_genmodels.images import read_images, read_mask, write_array, write_images
+from lightning_genmodels.memory import reuse_freed_memory
 from lightning_genmodels.progress import shown
 from lightning_genmodels.registry import AUXILIARY, list_models, model_class, model_name
 from lightning_genmodels.weights import registry
@@ -402,6 +403,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of ``genmodels`` and of ``recipes/train.py``; user errors end it with one line and status 2."""
     args = list(sys.argv[1:] if args is None else args)
+    reuse_freed_memory()
     try:
         if args and args[0] in TRAINER_COMMANDS:
             TrainingCLI(args)

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning_genmodels import BinarizedMNISTDataModule
 from lightning_genmodels.evaluation import evaluate
 from lightning_genmodels.images import write_images
+from lightning_genmodels.memory import reuse_freed_memory
 from lightning_genmodels.models import VAE
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"))
     options = parser.parse_args()
     warnings.filterwarnings("ignore", module="lightning")
+    reuse_freed_memory()
 
     seed_everything(0)
     data = BinarizedMNISTDataModule(source="digits", binarization="threshold", batch_size=64)

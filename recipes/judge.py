@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 from lightning_genmodels import BinarizedMNISTDataModule, hub, list_weights
 from lightning_genmodels.evaluation import EXTRACTOR, METRICS, evaluate_quality, quality_lines
 from lightning_genmodels.files import write_atomically
+from lightning_genmodels.memory import reuse_freed_memory
 from lightning_genmodels.weights import get_weights
 
 
@@ -46,4 +47,5 @@ if __name__ == "__main__":
     parser.add_function_arguments(judge, skip={"data"})
     parser.add_class_arguments(BinarizedMNISTDataModule, "data")
     options = parser.instantiate(parser.parse_args())
+    reuse_freed_memory()
     judge(**{key: value for key, value in vars(options).items() if key != "config"})

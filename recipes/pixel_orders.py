@@ -20,6 +20,7 @@ from lightning import Trainer, seed_everything
 from lightning_genmodels import BinarizedMNISTDataModule
 from lightning_genmodels.base import AutoregressiveModel
 from lightning_genmodels.callbacks import exponential_moving_average
+from lightning_genmodels.memory import reuse_freed_memory
 from lightning_genmodels.registry import model_class
 
 ORDERS = ["raster", "raster_transpose", "raster_rot180", "snake", "spiral", "spiral_out", "hilbert", "random"]
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("pixel_orders.png"))
     args = parser.parse_args()
+    reuse_freed_memory()
     if args.options is None:
         args.options = {"learning_rate": 0.01, "l2": 1e-4} if args.model == "fvbn" else {}
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # eight runs would bury the table

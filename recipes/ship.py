@@ -19,6 +19,7 @@ from lightning_genmodels.evaluation import METRICS, evaluate, evaluate_classifie
 from lightning_genmodels.files import write_atomically
 from lightning_genmodels.hub.publish import SAMPLES
 from lightning_genmodels.images import write_images
+from lightning_genmodels.memory import reuse_freed_memory
 from lightning_genmodels.pretrained import WEIGHTS
 from lightning_genmodels.registry import model_name
 from lightning_genmodels.weights import SHIPPED
@@ -86,4 +87,5 @@ if __name__ == "__main__":
     parser.add_function_arguments(ship, as_positional=True, skip={"data"})
     parser.add_class_arguments(BinarizedMNISTDataModule, "data")
     options = parser.instantiate(parser.parse_args())
+    reuse_freed_memory()
     ship(**{key: value for key, value in vars(options).items() if key != "config"})

@@ -26,6 +26,7 @@ from lightning_genmodels import BinarizedMNISTDataModule, hub
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import keyed_generators, lines
 from lightning_genmodels.images import grid, write_png
+from lightning_genmodels.memory import reuse_freed_memory
 from lightning_genmodels.models import VAE
 
 PARTICLES = (1, 5, 50, 500)
@@ -167,4 +168,5 @@ if __name__ == "__main__":
     parser.add_function_arguments(main, skip={"data"})
     parser.add_class_arguments(BinarizedMNISTDataModule, "data")
     options = parser.instantiate(parser.parse_args())
+    reuse_freed_memory()
     main(**{key: value for key, value in vars(options).items() if key != "config"})

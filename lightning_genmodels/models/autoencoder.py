@@ -34,7 +34,7 @@ class Autoencoder(ImplicitModel, LossTrainedModel, RepresentationModel):
         corruption: Fraction of pixels that are set to 0 before encoding, in training alone (Vincent et al., section
             2.3): the clean image is to be reconstructed.
         network: ``mlp``: linear layers and tanh. ``conv``: each hidden layer is a convolution that halves the image,
-            and in the decoder one that doubles it, with ELU (Clevert et al. 2016).
+            and in the decoder one that doubles it, with SiLU (Hendrycks and Gimpel 2016).
         rectify: Whether codes are rectified: none is negative, and many are 0 (Glorot, Bordes and Bengio 2011, "Deep
             Sparse Rectifier Neural Networks"). A linear map then reads more off them than off linear codes.
         mixture_components: Gaussians of the density from which codes are drawn; its draws are rectified as codes are.

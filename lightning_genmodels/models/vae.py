@@ -46,7 +46,7 @@ class VAE(LatentVariableModel):
         dropout: Fraction of hidden units, or channels, that training drops, after every hidden layer of all networks
             (Srivastava et al. 2014).
         network: ``mlp``: linear layers and tanh. ``conv``: each hidden layer is a convolution that halves the
-            image, and in the decoder one that doubles it, with ELU (Clevert et al. 2016).
+            image, and in the decoder one that doubles it, with SiLU (Hendrycks and Gimpel 2016).
         beta: Weight of the KL divergence in the training loss (Higgins et al. 2017, eq. 4), after warm-up; for one
             particle. The bounds that are reported never have it.
         top_latent_dim: Latent variables of a second layer; 0 for none.

@@ -74,7 +74,7 @@ def mlp(sizes: list[int], dropout: float = 0.0) -> nn.Sequential:
 
 
 class ConvolutionalEncoder(nn.Module):
-    """Convolutions that each halve the image, with ELU and dropout of whole channels, and a linear layer.
+    """Convolutions that each halve the image, with SiLU and dropout of whole channels, and a linear layer.
 
     Args:
         event_shape: (1, H, W) of one image.
@@ -99,13 +99,13 @@ class ConvolutionalEncoder(nn.Module):
         """Maps pixels (B, n) to (B, ``outputs``)."""
         x = x.unflatten(-1, self.event_shape).contiguous(memory_format=torch.channels_last)
         for convolution in self.convolutions:
-            x = self.dropout(F.elu(convolution(x)))
+            x = self.dropout(F.silu(convolution(x)))
         output: Tensor = self.linear(x.flatten(1))
         return output
 
 
 class ConvolutionalDecoder(nn.Module):
-    """A linear layer, and transposed convolutions that each double the image, with ELU and dropout of whole
+    """A linear layer, and transposed convolutions that each double the image, with SiLU and dropout of whole
     channels.
 
     Args:
@@ -132,7 +132,7 @@ class ConvolutionalDecoder(nn.Module):
         """Maps codes (..., D) to the logits of pixels (..., n)."""
         y = self.linear(z.flatten(0, -2)).unflatten(1, self.shape).contiguous(memory_format=torch.channels_last)
         for convolution, (height, width) in zip(self.convolutions, reversed(self.sizes), strict=True):
-            y = convolution(self.dropout(F.elu(y)))[..., :height, :width]
+            y = convolution(self.dropout(F.silu(y)))[..., :height, :width]
         logits: Tensor = y.flatten(1) + self.bias
         return logits.view(*z.shape[:-1], -1)
 
