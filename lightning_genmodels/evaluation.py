@@ -40,6 +40,7 @@ from lightning_genmodels.functional import bits_per_dimension, derive_seed, keye
 from lightning_genmodels.metrics import PerImage
 from lightning_genmodels.models import Bernoulli, DigitClassifier
 from lightning_genmodels.probe import linear_probe
+from lightning_genmodels.processes import leave_group_at_exit
 from lightning_genmodels.quality import FEWEST, Judge
 from lightning_genmodels.registry import model_name
 
@@ -483,6 +484,9 @@ class _Evaluator(LightningModule):
 
     def prepare_data(self) -> None:
         self.data.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        leave_group_at_exit()
 
     def test_dataloader(self) -> InMemoryLoader:
         images = self.data.images(self.split)[: self.limit]

@@ -23,6 +23,7 @@ from lightning_genmodels.functional import (
     seed_default_generators,
 )
 from lightning_genmodels.metrics import Estimate
+from lightning_genmodels.processes import leave_group_at_exit
 
 EventShape = tuple[int, int, int]
 
@@ -143,6 +144,7 @@ class TrainableModel(LightningModule, ABC):
     @final
     def setup(self, stage: str) -> None:
         """Before fitting, loads ``init_from`` or looks at the data; a checkpoint is restored afterwards."""
+        leave_group_at_exit()
         if stage != "fit":
             return
         if self.init_from is not None:
