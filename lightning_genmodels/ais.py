@@ -28,6 +28,7 @@ from lightning_genmodels.functional import (
     standard_normal,
     standard_normal_log_prob,
 )
+from lightning_genmodels.progress import tracked
 
 _ROWS = 2000  # images times chains at once
 _ACCEPTANCE = 0.65  # of the proposals, as Hamiltonian Monte Carlo has them near its best (Neal 2011, section 5.4.4)
@@ -153,7 +154,8 @@ class _Chains:
         """Log-weights (M, B), the mean of whose exponentials is p(x)."""
         state = self._start()
         total = torch.zeros_like(state.joint, dtype=torch.float64)
-        for t in range(1, len(self.betas)):
+        steps = range(1, len(self.betas))
+        for t in tracked(steps, len(steps), "annealing", "temperature"):
             total += (self.betas[t] - self.betas[t - 1]) * (state.joint - state.base).double()
             state, _ = self._transition(state, self.betas[t], self._step_size(t))
         return total
@@ -162,7 +164,8 @@ class _Chains:
         """Log-weights (M, B), the mean of whose exponentials is 1 / p(x), from exact samples z (B, D) of p(z|x)."""
         state = self._state(((z - self.mean) / self.std).expand(self.num_chains, -1, -1))
         total = torch.zeros_like(state.joint, dtype=torch.float64)
-        for t in range(len(self.betas) - 1, 0, -1):
+        steps = range(len(self.betas) - 1, 0, -1)
+        for t in tracked(steps, len(steps), "annealing in reverse", "temperature"):
             state, _ = self._transition(state, self.betas[t], self._step_size(t))
             total += (self.betas[t - 1] - self.betas[t]) * (state.joint - state.base).double()
         return total
@@ -174,7 +177,7 @@ class _Chains:
         """
         state, found = self._start(), []
         size = torch.full_like(self.mean[:, 0], 0.2)
-        for beta in _schedule(temperatures)[1:]:
+        for beta in tracked(_schedule(temperatures)[1:], temperatures, "tuning step sizes", "temperature"):
             for _ in range(3):
                 state, accepted = self._transition(state, beta, size)
                 size = size * torch.exp(0.5 * (accepted.to(size).mean(dim=0) - _ACCEPTANCE))

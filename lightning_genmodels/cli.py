@@ -303,21 +303,22 @@ def evaluate(
         samples: Also judge so many samples, say 10000, beside real images and independent pixels; 0 for none.
         extractor: The digit classifier that judges them: weight, folder, checkpoint, or owner/repo on the Hub.
     """
-    report = evaluation.evaluate(
-        hub.load(name),
-        data,
-        split,
-        num_particles=num_particles,
-        limit=limit,
-        seed=seed,
-        accelerator=accelerator,
-        devices=devices,
-        precision=precision,
-        ais=ais,
-        probe=probe,
-        samples=samples,
-        extractor=extractor,
-    )
+    with shown():
+        report = evaluation.evaluate(
+            hub.load(name),
+            data,
+            split,
+            num_particles=num_particles,
+            limit=limit,
+            seed=seed,
+            accelerator=accelerator,
+            devices=devices,
+            precision=precision,
+            ais=ais,
+            probe=probe,
+            samples=samples,
+            extractor=extractor,
+        )
     if report is not None:
         print(report.table())
         if out is not None:

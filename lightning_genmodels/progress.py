@@ -23,17 +23,18 @@ def shown(enabled: bool = True) -> Iterator[None]:
         _is_shown.reset(token)
 
 
-def tracked(steps: Iterable[T], total: int, what: str) -> Iterable[T]:
+def tracked(steps: Iterable[T], total: int, what: str, unit: str) -> Iterable[T]:
     """The same steps, with a progress bar where one is wanted.
 
     Args:
         steps: What is iterated over.
         total: How many steps there are.
         what: Stands before the bar.
+        unit: What is one step of them.
     """
     if not _is_shown.get():
         return steps
     from tqdm import tqdm
 
-    bar: Iterable[T] = tqdm(steps, desc=what, total=total, unit="pixel", leave=False)
+    bar: Iterable[T] = tqdm(steps, desc=what, total=total, unit=f" {unit}", leave=False)
     return bar

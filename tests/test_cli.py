@@ -128,6 +128,18 @@ def test_sampling_shows_its_progress_on_a_terminal_alone(
     assert "sampling" not in capsys.readouterr().err
 
 
+def test_annealing_shows_its_progress_on_a_terminal_alone(
+    run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_class("vae")(event_shape=(1, 5, 5), hidden_sizes=(3,), latent_dim=2).save_pretrained("weights")
+    few = ("--data.source=digits", "--data.image_size=5", "--limit=2", "--num_particles=2", "--accelerator=cpu")
+    main(["evaluate", "./weights", *few, "--ais=3"])
+    assert "annealing" not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    main(["evaluate", "./weights", *few, "--ais=3"])
+    assert "annealing" in capsys.readouterr().err
+
+
 def test_averaged_weights_are_what_is_saved(run_folder: Path) -> None:
     common = ["fit", "--model=vae", *SHORT, "--samples.every_n_epochs=0"]
     main([*common, "--ema=0.9", "--trainer.default_root_dir=averaged"])

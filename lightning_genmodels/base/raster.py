@@ -80,6 +80,6 @@ def fill_raster(
     x = torch.where(observed, x, torch.zeros_like(x)).contiguous()
     pixels, known = x.flatten(1), observed.flatten(1)  # (N, n), pixels is a view of x
     with torch.inference_mode():  # most of the time goes into the overhead of small operations
-        for i, logits in enumerate(tracked(conditionals(x), pixels.shape[1], "sampling")):
+        for i, logits in enumerate(tracked(conditionals(x), pixels.shape[1], "sampling", "pixel")):
             pixels[:, i] = draw_pixel(logits, uniforms[:, i], pixels[:, i], known[:, i])
     return x
