@@ -41,6 +41,7 @@ STATIC: dict[str, Published] = {
     "row_lstm": Published(80.54, "exact", "van den Oord et al. 2016"),
     "vae": Published(88.71, "IW-5000", "Burda et al. 2016"),
     "vae_2layer": Published(88.08, "IW-5000", "Burda et al. 2016, two layers of latent variables"),
+    "vae_conv": Published(88.71, "IW-5000", "Burda et al. 2016, with linear layers"),
 }
 """By model, or by the recipe of one, on the static binarization."""
 
