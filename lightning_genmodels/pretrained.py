@@ -18,6 +18,7 @@ import json
 import pickle
 import re
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from lightning_genmodels.errors import UnknownNameError, WeightsError, first_line
 from lightning_genmodels.files import write_atomically
@@ -119,7 +121,7 @@ def read(name: str | Path, *, expected: type | None = None, revision: str | None
     if expected is not None and not issubclass(cls, expected):
         raise WeightsError(f"{path} holds a {cls.__name__}, not a {expected.__name__}; load it with {cls.__name__}")
     _check_overrides(path, cls, hyper_parameters, overrides)
-    _check_shapes(path, cls, hyper_parameters, {key: tuple(tensor.shape) for key, tensor in state.items()})
+    _check_shapes(path, cls, hyper_parameters, _shapes(state))
     model = _build(path, cls, hyper_parameters)
     model.load_state_dict(state, strict=True)
     return model.eval()
@@ -136,8 +138,8 @@ def load_into(model: TrainableModel, name: str | Path) -> None:
     cls, _, state = _open(source)
     if not isinstance(model, cls):
         raise WeightsError(f"init_from: {path} holds a {cls.__name__}, which cannot start a {type(model).__name__}")
-    own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    _compare(f"init_from: {path}", own, {key: tuple(tensor.shape) for key, tensor in state.items()})
+    way_out = "train a model of the options that these weights were trained with"
+    _compare(f"init_from: {path}", _shapes(model.state_dict()), _shapes(state), way_out)
     model.load_state_dict(state, strict=True)
 
 
@@ -293,16 +295,24 @@ def _plain(value: Any) -> Any:
 def _check_shapes(source: Path, cls: type, hyper_parameters: dict[str, Any], found: dict[str, tuple[int, ...]]) -> None:
     with torch.device("meta"):
         skeleton = _build(source, cls, hyper_parameters)
-    _compare(str(source), {key: tuple(tensor.shape) for key, tensor in skeleton.state_dict().items()}, found)
+    _compare(str(source), _shapes(skeleton.state_dict()), found, "export it again")
 
 
-def _compare(source: str, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+
+def _compare(
+    source: str, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], way_out: str
+) -> None:
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or unexpected:
-        raise WeightsError(f"{source}: missing tensors {missing or 'none'}, unexpected tensors {unexpected or 'none'}")
+        raise WeightsError(
+            f"{source}: missing tensors {missing or 'none'}, unexpected tensors {unexpected or 'none'}; {way_out}"
+        )
     for key, shape in expected.items():
         if shape != found[key]:
-            raise WeightsError(f"{source}: tensor {key!r} should have shape {shape}, has {found[key]}")
+            raise WeightsError(f"{source}: tensor {key!r} should have shape {shape}, has {found[key]}; {way_out}")
 
 
 def _build(source: Path, cls: type, hyper_parameters: dict[str, Any]) -> TrainableModel:

@@ -182,6 +182,17 @@ def test_warm_start_from_exported_weights(trained: Path, run_folder: Path) -> No
     assert load(last_path("warm")).hparams["learning_rate"] == 1e-12
 
 
+def test_warm_start_from_another_architecture_says_what_to_do(
+    trained: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["export", str(best_path(trained)), "exported"])
+    options = ["--model=vae", "--model.init_from=exported", "--trainer.default_root_dir=other"]
+    for other in ("--model.top_latent_dim=3", "--model.latent_dim=3"):  # other tensors, other shapes
+        with pytest.raises(SystemExit):
+            main(["fit", *SHORT, *options, other])
+        assert "train a model of the options that these weights were trained with" in capsys.readouterr().err
+
+
 def test_half_precision_export(trained: Path, run_folder: Path) -> None:
     main(["export", str(best_path(trained)), "half", "--half=true"])
     main(["export", str(best_path(trained)), "whole"])
