@@ -233,7 +233,7 @@ def plain_gated_pixelcnn(model: GatedPixelCNN, x: Tensor) -> Tensor:
 
 
 def convolutional_seconds(reuse: bool) -> float:
-    """Time of a training step of a convolutional VAE on 100 images, and whether this process keeps freed memory."""
+    """Time of a training step of a convolutional VAE on 100 images, in a process that keeps freed memory or not."""
     if reuse:
         reuse_freed_memory()
     return training_seconds(VAE(network="conv", hidden_sizes=(32, 64)), digits_like(100), repeats=31)
