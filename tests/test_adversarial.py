@@ -228,7 +228,8 @@ from lightning import Trainer
 from lightning_genmodels import BinarizedMNISTDataModule
 from lightning_genmodels.registry import model_class
 
-atexit.register(lambda: print("in a group:", torch.distributed.is_initialized()))  # runs after what registers later
+# Runs after what registers later; in one write, for both processes write to the same pipe.
+atexit.register(lambda: sys.stdout.write(f"in a group: {torch.distributed.is_initialized()}\\n"))
 model = model_class(sys.argv[1])(hidden_sizes=(8, 8), latent_dim=4, discriminator_steps=2)
 trainer = Trainer(
     accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, limit_train_batches=7, logger=False,

@@ -29,7 +29,8 @@ GENMODELS = """
 import atexit, sys, torch
 from lightning_genmodels.cli import main
 
-atexit.register(lambda: print("in a group:", torch.distributed.is_initialized(), file=sys.stderr))  # runs last
+# Runs after what registers later; in one write, for all processes write to the same pipe.
+atexit.register(lambda: sys.stderr.write(f"in a group: {torch.distributed.is_initialized()}\\n"))
 main()
 """
 
