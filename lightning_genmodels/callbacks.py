@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import Metric
 
-from lightning_genmodels.base import GenerativeModel, TabularModel
+from lightning_genmodels.base import GenerativeModel, TabularModel, TrainableModel
 from lightning_genmodels.images import grid, write_png
 
 CHECKPOINTS = "checkpoints"
@@ -27,6 +27,11 @@ def best_path(root: str | Path) -> Path:
 def last_path(root: str | Path) -> Path:
     """Where a run keeps the checkpoint that it can be resumed from."""
     return Path(root) / CHECKPOINTS / "last.ckpt"
+
+
+def before_fall_path(root: str | Path) -> Path:
+    """Where a run keeps the last checkpoint before its learning rate falls, which a longer run can go on from."""
+    return Path(root) / CHECKPOINTS / "before_fall.ckpt"
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -63,6 +68,10 @@ class LastCheckpoint(Checkpoint):
     between a batch and the validation that follows it, from where Lightning could not resume without skipping that
     validation. List it after every other checkpoint callback, so that it holds their state.
 
+    A model with the schedule ``linear_fall`` also keeps ``checkpoints/before_fall.ckpt``, the last one before the fall.
+    Up to there nothing depends on the length of the run: one that goes on from it with more epochs ends as if it had
+    been as long from the start.
+
     Args:
         root: Folder of the run.
         every_n_batches: Also save within an epoch; 0 for never.
@@ -70,6 +79,7 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, root: str | Path, every_n_batches: int = 0) -> None:
         self.path = last_path(root)
+        self.before_fall = before_fall_path(root)
         self.every_n_batches = every_n_batches
         self._saved_epoch = -1
 
@@ -79,20 +89,22 @@ class LastCheckpoint(Checkpoint):
         """Saves within an epoch."""
         due = self.every_n_batches and (batch_idx + 1) % self.every_n_batches == 0
         if due and not trainer.is_last_batch and not _validation_follows(trainer, batch_idx):
-            self._save(trainer)
+            self._save(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves after validation."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._saved_epoch = trainer.current_epoch
-            self._save(trainer)
+            self._save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves after an epoch without validation."""
         if self._saved_epoch != trainer.current_epoch:
-            self._save(trainer)
+            self._save(trainer, pl_module)
 
-    def _save(self, trainer: Trainer) -> None:
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(pl_module, TrainableModel) and pl_module.is_before_fall:
+            trainer.save_checkpoint(self.before_fall, weights_only=False)
         trainer.save_checkpoint(self.path, weights_only=False)
 
 

@@ -129,7 +129,11 @@ class TrainingCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         kwargs["weights_only"] = True  # nothing is unpickled from a checkpoint but tensors and plain values
-        named = {"last": callbacks.last_path, "best": callbacks.best_path}
+        named = {
+            "last": callbacks.last_path,
+            "best": callbacks.best_path,
+            "before_fall": callbacks.before_fall_path,
+        }
         if kwargs["ckpt_path"] == "auto":  # what a job that may be restarted wants
             path = callbacks.last_path(self.trainer.default_root_dir)
             kwargs["ckpt_path"] = str(path) if path.is_file() else None

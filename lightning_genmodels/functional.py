@@ -218,8 +218,13 @@ _SYMMETRIES: dict[str, Callable[[Tensor], Tensor]] = {
     "antitranspose": lambda grid: grid.flip(0, 1).T,
 }
 
+_BY_COLUMN = ("transpose", "rot90", "rot270", "antitranspose")
+
 RASTER_ORDERS = ("raster", *(f"raster_{symmetry}" for symmetry in _SYMMETRIES))
 """The eight symmetries of the raster order, which are the orders of convolutional and recurrent networks."""
+
+PATCH_ORDERS = ("patches", *(f"patches_{symmetry}" for symmetry in _SYMMETRIES))
+"""The eight symmetries of the order of 2x2 patches."""
 
 
 def pixel_order(name: str, height: int, width: int, *, seed: int = 0) -> Tensor:  # (H * W,)
@@ -228,9 +233,10 @@ def pixel_order(name: str, height: int, width: int, *, seed: int = 0) -> Tensor:
     Args:
         name: ``raster`` (row by row from the top left), ``snake`` (every second row backwards), ``spiral`` (clockwise
             from the top left inwards), ``spiral_out`` (its reverse), ``hilbert`` (a curve that fills square after
-            square, generalized to rectangles), ``random``; each but the last also followed by a symmetry of the
-            image: ``raster_flip`` starts at the bottom left, ``raster_transpose`` goes column by column. The
-            symmetries are mirror (left to right), flip (upside down), rot90, rot180, rot270, transpose, antitranspose.
+            square, generalized to rectangles), ``patches`` (patches of 2x2 pixels row by row, and row by row within a
+            patch), ``random``; each but the last also followed by a symmetry of the image: ``raster_flip`` starts at
+            the bottom left, ``raster_transpose`` goes column by column. The symmetries are mirror (left to right), flip
+            (upside down), rot90, rot180, rot270, transpose, antitranspose.
         height: H.
         width: W.
         seed: Seed of a random order.
@@ -239,7 +245,7 @@ def pixel_order(name: str, height: int, width: int, *, seed: int = 0) -> Tensor:
         (H * W,) int64 on the CPU: entry i is the row-major index of the i-th pixel. A permutation.
 
     Raises:
-        OptionError: No order has this name.
+        OptionError: No order has this name, or patches do not divide the image.
     """
     if name == "random":
         generator = torch.Generator(device="cpu").manual_seed(derive_seed("pixel order", seed))
@@ -247,7 +253,7 @@ def pixel_order(name: str, height: int, width: int, *, seed: int = 0) -> Tensor:
     curve, _, symmetry = (name, "", None) if name in _CURVES else name.rpartition("_")
     if curve not in _CURVES or (symmetry is not None and symmetry not in _SYMMETRIES):
         raise OptionError(
-            f"unknown pixel order {name!r}; there are random, {', '.join(_CURVES)}, the last five also followed by "
+            f"unknown pixel order {name!r}; there are random, {', '.join(_CURVES)}, the others also followed by "
             f"_{', _'.join(_SYMMETRIES)}"
         )
     grid = torch.arange(height * width, device="cpu").view(height, width)
@@ -276,7 +282,44 @@ def raster_shape(name: str, height: int, width: int) -> tuple[int, int]:
             f"{', '.join(RASTER_ORDERS)}, got {name!r}; for other orders take a network without geometry: nade, made"
         )
     _, _, symmetry = name.partition("_")
-    return (width, height) if symmetry in ("transpose", "rot90", "rot270", "antitranspose") else (height, width)
+    return (width, height) if symmetry in _BY_COLUMN else (height, width)
+
+
+def patch_grid(name: str, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of the 2x2 patches of an image, as a symmetry of their order walks over it.
+
+    Args:
+        name: One of :data:`PATCH_ORDERS`.
+        height: H, even.
+        width: W, even.
+
+    Returns:
+        (H / 2, W / 2), or (W / 2, H / 2) for an order that goes column by column: x[order] viewed as (H W / 4, 4) has a
+        patch in each row.
+
+    Raises:
+        OptionError: The order is not one of the eight.
+    """
+    if name not in PATCH_ORDERS:
+        raise OptionError(f"expected one of the orders of patches, {', '.join(PATCH_ORDERS)}, got {name!r}")
+    _, _, symmetry = name.partition("_")
+    rows, columns = height // 2, width // 2
+    return (columns, rows) if symmetry in _BY_COLUMN else (rows, columns)
+
+
+def _patches(height: int, width: int) -> list[int]:
+    if height % 2 or width % 2:
+        raise OptionError(
+            f"patches of 2x2 pixels do not divide an image of {height}x{width}; choose even sides, or an order of "
+            "single pixels"
+        )
+    return [
+        (row + i) * width + column + j
+        for row in range(0, height, 2)
+        for column in range(0, width, 2)
+        for i in range(2)
+        for j in range(2)
+    ]
 
 
 def _raster(height: int, width: int) -> list[int]:
@@ -343,6 +386,7 @@ _CURVES: dict[str, Callable[[int, int], list[int]]] = {
     "spiral": _spiral,
     "spiral_out": _spiral_out,
     "hilbert": _hilbert,
+    "patches": _patches,
 }
 
 

@@ -18,6 +18,7 @@ from lightning_genmodels.metrics import frechet_distance
 from lightning_genmodels.nn.adversarial import Estimator, binarize, check_options, discriminator, generator
 from lightning_genmodels.nn.coders import Network
 from lightning_genmodels.nn.features import RandomFeatures
+from lightning_genmodels.optimizers import OptimizerName, Schedule, ends
 
 
 class AdversarialOptions(TypedDict, total=False):
@@ -25,6 +26,10 @@ class AdversarialOptions(TypedDict, total=False):
 
     weight_decay: float
     warmup_steps: int
+    optimizer: OptimizerName
+    muon_learning_rate: float
+    schedule: Schedule
+    fall: float
     init_from: str | None
 
 
@@ -99,6 +104,11 @@ class AdversarialModel(ImplicitModel, ABC):
     @abstractmethod
     def generator_loss(self, fake: Tensor) -> Tensor:
         """The scalar that the generator minimizes, of its images (B, 1, H, W)."""
+
+    @final
+    def edges(self) -> list[nn.Module]:
+        """First and last layers of both networks."""
+        return ends(self.generator, self.discriminator)
 
     # Using a model.
 

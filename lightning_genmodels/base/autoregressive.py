@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import final
+from typing import ClassVar, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -86,7 +88,7 @@ class AutoregressiveModel(ExplicitModel, ABC):
 
         Every pixel is drawn given the pixels before it in the order. That is a draw from p(x_unobserved | x_observed)
         where the observed pixels come first in the order; elsewhere it is an approximation that ignores what is
-        observed later.
+        observed later, and a warning says so.
 
         Args:
             x: (B, 1, H, W) images in {0, 1}; pixels that are not observed may have any value.
@@ -101,6 +103,7 @@ class AutoregressiveModel(ExplicitModel, ABC):
         """
         x, observed = _checked_observed(self, x, observed)
         uniforms = uniform((len(x), math.prod(self.event_shape)), generator, x)
+        _warn_of_ignored(_ignored(observed, self.pixel_order[None])[:, 0], "the order of the model")
         return self._fill(x, observed, uniforms).float()
 
 
@@ -119,6 +122,9 @@ class OrderMixture(ExplicitModel, ABC):
     Raises:
         OptionError: No order at all, or one with an unknown name.
     """
+
+    joint_pixels: ClassVar[int] = 1
+    """How many neighbours in the order are drawn together: each is drawn given all of them that are observed."""
 
     pixel_orders: Tensor
     """(M, n) row-major indices of the pixels, one order a row; computed from names, so no part of the weights."""
@@ -144,6 +150,10 @@ class OrderMixture(ExplicitModel, ABC):
     def _fill(self, x: Tensor, observed: Tensor, uniforms: Tensor, which: Tensor) -> Tensor:
         """As :meth:`AutoregressiveModel._fill`, image b in the order ``which[b]``; ``which`` is (N,) int64."""
 
+    def _order_log_prob(self, x: Tensor, index: int) -> Tensor:
+        """Log-probability (B,) in one order; a model that knows it without the conditionals says how."""
+        return bernoulli_log_prob(self.conditional_logits(x, index), x)
+
     @final
     def log_prob_by_order(self, x: Tensor, orders: Sequence[int] | None = None) -> Tensor:
         """Exact log-probability under single orders.
@@ -160,7 +170,7 @@ class OrderMixture(ExplicitModel, ABC):
         """
         x = self._checked(x)
         chosen = range(len(self.pixel_orders)) if orders is None else orders
-        return torch.stack([bernoulli_log_prob(self.conditional_logits(x, m), x) for m in chosen])
+        return torch.stack([self._order_log_prob(x, m) for m in chosen])
 
     @final
     def _log_prob(self, x: Tensor) -> Tensor:
@@ -179,7 +189,7 @@ class OrderMixture(ExplicitModel, ABC):
 
         For each image that is the order in which the fewest observed pixels follow a pixel that is not. If none does,
         the draw is exact for the density of *that order*, not for the mixture, whose orders would have to be weighted
-        by how likely they make what is observed. Otherwise it ignores what is observed later.
+        by how likely they make what is observed. Otherwise it ignores what is observed later, and a warning says so.
 
         Args:
             x: (B, 1, H, W) images in {0, 1}; pixels that are not observed may have any value.
@@ -194,9 +204,9 @@ class OrderMixture(ExplicitModel, ABC):
         """
         x, observed = _checked_observed(self, x, observed)
         uniforms = uniform((len(x), math.prod(self.event_shape)), generator, x)
-        in_order = observed.flatten(1)[:, self.pixel_orders]  # (B, M, n)
-        late = (in_order & ((~in_order).cumsum(-1) > 0)).sum(-1)  # (B, M) observed pixels after one that is not
-        return self._fill(x, observed, uniforms, late.argmin(dim=1)).float()
+        ignored = _ignored(observed, self.pixel_orders, self.joint_pixels)  # (B, M)
+        _warn_of_ignored(ignored.amin(dim=1), "every order of the model")
+        return self._fill(x, observed, uniforms, ignored.argmin(dim=1)).float()
 
 
 def _nothing_observed(
@@ -222,3 +232,23 @@ def _checked_observed(model: GenerativeModel, x: Tensor, observed: Tensor) -> tu
     check_images(x, model.event_shape)
     x = x.to(next(model.parameters()))
     return x, observed.to(x.device)
+
+
+def _ignored(observed: Tensor, orders: Tensor, joint_pixels: int = 1) -> Tensor:  # (B, M)
+    """How many observed pixels (B, 1, H, W) come after one to be drawn in each of the orders (M, n)."""
+    in_order = observed.flatten(1)[:, orders].unflatten(-1, (-1, joint_pixels))  # (B, M, n / k, k)
+    missing = (~in_order).any(-1).cumsum(-1)  # groups up to this one that have a pixel to draw
+    begun = F.pad(missing, (1, -1)) > 0
+    ignored: Tensor = (in_order & begun.unsqueeze(-1)).flatten(2).sum(-1)
+    return ignored
+
+
+def _warn_of_ignored(ignored: Tensor, orders: str) -> None:
+    count = int((ignored > 0).sum())
+    if count:
+        warnings.warn(
+            f"in {count} of {len(ignored)} images, observed pixels come after missing ones in {orders}: they are kept, "
+            "but the missing pixels before them are drawn without regard to them; observe pixels that come first, or "
+            "take a model with an order in which they do",
+            stacklevel=3,
+        )

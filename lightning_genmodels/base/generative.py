@@ -8,7 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict, final
+from typing import Any, ClassVar, TypedDict, final, get_args
 
 import torch
 from lightning import LightningModule
@@ -23,6 +23,14 @@ from lightning_genmodels.functional import (
     seed_default_generators,
 )
 from lightning_genmodels.metrics import Estimate
+from lightning_genmodels.optimizers import (
+    Muon,
+    OptimizerName,
+    Schedule,
+    matrix_shape,
+    schedule_factor,
+    weight_matrices,
+)
 from lightning_genmodels.processes import leave_group_at_exit
 
 EventShape = tuple[int, int, int]
@@ -35,6 +43,10 @@ class TrainingOptions(TypedDict, total=False):
     weight_decay: float
     betas: tuple[float, float]
     warmup_steps: int
+    optimizer: OptimizerName
+    muon_learning_rate: float
+    schedule: Schedule
+    fall: float
     init_from: str | None
 
 
@@ -44,15 +56,20 @@ class TrainableModel(LightningModule, ABC):
     Args:
         event_shape: (1, H, W) of one image.
         learning_rate: Peak learning rate of AdamW (Loshchilov and Hutter 2019).
-        weight_decay: Its decoupled weight decay, on tensors of two or more dimensions (not on biases).
-        betas: Its two decay rates.
-        warmup_steps: Steps over which the learning rate rises linearly; afterwards it falls to zero by a cosine over
-            the whole run.
+        weight_decay: Decoupled weight decay of weight matrices (not of biases, scales and embeddings).
+        betas: AdamW's two decay rates.
+        warmup_steps: Steps over which the learning rate rises linearly.
+        optimizer: ``adamw`` for all parameters, or ``muon`` for the weight matrices of hidden layers and AdamW for the
+            rest; see :class:`lightning_genmodels.optimizers.Muon`.
+        muon_learning_rate: Muon's peak learning rate.
+        schedule: After the warm-up, ``cosine`` falls to zero over the whole run; ``linear_fall`` is constant, and then
+            falls to zero. A run with the latter keeps a checkpoint from before the fall, to be prolonged from there.
+        fall: Fraction of the run over which ``linear_fall`` falls.
         init_from: Exported weights to start training from (a folder, a weight's name, or a repository on the Hub).
             They are loaded when fitting starts; the option is not saved with the model.
 
     Raises:
-        OptionError: ``event_shape`` is not (1, H, W).
+        OptionError: ``event_shape`` is not (1, H, W), an unknown optimizer or schedule, or ``fall`` outside of (0, 1].
     """
 
     monitor: ClassVar[str]
@@ -69,9 +86,18 @@ class TrainableModel(LightningModule, ABC):
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         warmup_steps: int = 0,
+        optimizer: OptimizerName = "adamw",
+        muon_learning_rate: float = 0.02,
+        schedule: Schedule = "cosine",
+        fall: float = 0.6,
         init_from: str | None = None,
     ) -> None:
         super().__init__()
+        if optimizer not in get_args(OptimizerName) or schedule not in get_args(Schedule) or not 0.0 < fall <= 1.0:
+            raise OptionError(
+                f"expected optimizer {' or '.join(get_args(OptimizerName))}, schedule "
+                f"{' or '.join(get_args(Schedule))} and fall in (0, 1], got {optimizer!r}, {schedule!r} and {fall}"
+            )
         shape = tuple(event_shape)
         if len(shape) != 3 or shape[0] != 1 or min(shape) < 1:
             raise OptionError(f"expected event_shape (1, H, W), got {shape}")
@@ -80,6 +106,10 @@ class TrainableModel(LightningModule, ABC):
         self.weight_decay = weight_decay
         self.betas = betas
         self.warmup_steps = warmup_steps
+        self.optimizer = optimizer
+        self.muon_learning_rate = muon_learning_rate
+        self.schedule: Schedule = schedule
+        self.fall = fall
         self.init_from = init_from
         self.save_hyperparameters(ignore=_not_saved(type(self)))
 
@@ -94,6 +124,10 @@ class TrainableModel(LightningModule, ABC):
 
     def finalize(self, images: Tensor) -> None:
         """Sets buffers from all training images, (N, 1, H, W) uint8, when weights are exported; default: none."""
+
+    def edges(self) -> Sequence[nn.Module]:
+        """Layers that read pixels or codes, or write logits: Muon leaves them to AdamW. Default: none."""
+        return ()
 
     # Using a model.
 
@@ -161,43 +195,59 @@ class TrainableModel(LightningModule, ABC):
         seed_default_generators(derive_seed("step", base, self.current_epoch, batch_idx, self.global_rank), self.device)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, with linear warm-up and cosine decay over the whole run."""
+        """AdamW, or Muon beside it, with the learning-rate schedule of the model's options."""
         return self._optimization_of(self)
 
     @final
     def _optimization_of(self, network: nn.Module) -> dict[str, Any]:
-        """Optimizer and learning-rate schedule of the trained parameters of a network, as Lightning takes them."""
-        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        """Optimizer and learning-rate schedule of the trained parameters of a network, as Lightning takes them.
+
+        Raises:
+            OptionError: ``muon`` for a network without hidden weight matrices.
+        """
+        matrices = {p: module for _, module, p in weight_matrices(network) if p.requires_grad}
+        edges = set(self.edges())
+        hidden = [p for p, module in matrices.items() if self.optimizer == "muon" and module not in edges]
+        if self.optimizer == "muon" and not hidden:
+            raise OptionError(
+                f"a {type(self).__name__} of these sizes has no weight matrices of hidden layers, which Muon is for; "
+                "choose --model.optimizer adamw"
+            )
+        rest = [p for p in network.parameters() if p.requires_grad and p not in set(hidden)]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in rest if p in matrices], "weight_decay": self.weight_decay},
+            {"params": [p for p in rest if p not in matrices], "weight_decay": 0.0},
         ]
-        # Lightning refuses to clip the gradients of a fused optimizer in mixed precision, with or without loss scaling.
-        clips_mixed = self.trainer.precision == "bf16-mixed" and bool(self.trainer.gradient_clip_val)
-        fused = self.trainer.precision != "16-mixed" and not clips_mixed
-        optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=self.learning_rate,
-            betas=(self.betas[0], self.betas[1]),
-            fused=fused,
-        )
+        groups = [group for group in groups if group["params"]]
+        betas = (self.betas[0], self.betas[1])
+        optimizer: torch.optim.Optimizer
+        if hidden:
+            shapes = [matrix_shape(matrices[p], p) for p in hidden]
+            groups.append({"params": hidden, "shapes": shapes, "muon": True, "lr": self.muon_learning_rate})
+            optimizer = Muon(groups, lr=self.learning_rate, betas=betas, weight_decay=self.weight_decay)
+        else:
+            # Lightning refuses to clip the gradients of a fused optimizer in mixed precision, scaled losses or not.
+            clips_mixed = self.trainer.precision == "bf16-mixed" and bool(self.trainer.gradient_clip_val)
+            fused = self.trainer.precision != "16-mixed" and not clips_mixed
+            optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=betas, fused=fused)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @final
     def _learning_rate_factor(self, step: int) -> float:
-        """A linear rise, then a cosine to zero (constant if the run has no end)."""
-        if step < self.warmup_steps:
-            return (step + 1) / (self.warmup_steps + 1)
-        if step == 0:
-            # Asking Lightning for the total now would load the data, and the state of the loader in a checkpoint,
-            # which is restored later, would be lost.
-            return 1.0
+        """The learning rate as a fraction of its peak."""
+        # Asking Lightning for the total before the first step would load the data, and the state of the loader in a
+        # checkpoint, which is restored later, would be lost.
+        total = self.trainer.estimated_stepping_batches if step else math.inf
+        return schedule_factor(self.schedule, step, warmup_steps=self.warmup_steps, total_steps=total, fall=self.fall)
+
+    @property
+    def is_before_fall(self) -> bool:
+        """Whether the schedule is ``linear_fall``, and no step so far depended on the length of the run."""
+        if self.schedule != "linear_fall":
+            return False
         total = self.trainer.estimated_stepping_batches
-        if not math.isfinite(total):
-            return 1.0
-        progress = (step - self.warmup_steps) / max(1.0, total - self.warmup_steps)
-        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+        return self.global_step <= total - self.fall * total
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes which model the checkpoint holds, so that it can be loaded without naming the class."""

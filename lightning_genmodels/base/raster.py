@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightning_genmodels.base.autoregressive import AutoregressiveModel
@@ -41,6 +41,10 @@ class RasterModel(AutoregressiveModel, ABC):
     ) -> None:
         super().__init__(event_shape, order, **options)
         self.raster_shape = raster_shape(order, *self.event_shape[1:])
+
+    def edges(self) -> list[nn.Module]:
+        """The layers that read pixels or write logits."""
+        return self.net.edges()
 
     @final
     def conditional_logits(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightning_genmodels.base import ImplicitModel, LossTrainedModel, RepresentationModel, TrainingOptions
@@ -20,6 +20,7 @@ from lightning_genmodels.functional import at_least_float32, bernoulli_log_prob,
 from lightning_genmodels.metrics import NegativeLogLikelihood
 from lightning_genmodels.nn.coders import Network, coders, output_bias
 from lightning_genmodels.nn.mixture import GaussianMixture
+from lightning_genmodels.optimizers import ends
 
 
 class Autoencoder(ImplicitModel, LossTrainedModel, RepresentationModel):
@@ -73,6 +74,10 @@ class Autoencoder(ImplicitModel, LossTrainedModel, RepresentationModel):
         self.density = GaussianMixture(mixture_components, code_dim)
         self.val_reconstruction = NegativeLogLikelihood(self.event_shape)
         self.test_reconstruction = NegativeLogLikelihood(self.event_shape)
+
+    def edges(self) -> list[nn.Module]:
+        """First and last layers of encoder and decoder."""
+        return ends(self.encoder, self.decoder)
 
     @torch.no_grad()
     def initialize(self, images: Tensor) -> None:

@@ -47,6 +47,8 @@ class EoNADE(OrderMixture):
     monitor = "val/order_agnostic_nll"
     """Estimate of the mean over all n! orders, in nats per image: higher than the mixture of the M that are stored."""
 
+    matrices = ("W", "U", "V")
+
     small = {"event_shape": (1, 2, 3), "hidden_sizes": (5, 4), "num_orders": 3, "layer_norm": True}
 
     mean_image: Tensor
@@ -79,6 +81,10 @@ class EoNADE(OrderMixture):
         for weight in (self.W, self.U, self.V):
             nn.init.uniform_(weight, -1 / math.sqrt(pixels), 1 / math.sqrt(pixels))
         self.register_buffer("mean_image", torch.full((pixels,), 0.5))
+
+    def edges(self) -> list[nn.Module]:
+        """W, U and V are the model's own."""
+        return [self]
 
     @torch.no_grad()
     def initialize(self, images: Tensor) -> None:

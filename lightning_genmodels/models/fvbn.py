@@ -58,6 +58,10 @@ class FVBN(AutoregressiveModel):
         position = self.pixel_order.argsort()
         self.register_buffer("mask", autoregressive_mask(position, position, strict=True), persistent=False)
 
+    def edges(self) -> list[nn.Module]:
+        """There is one layer, the model itself."""
+        return [self]
+
     @torch.no_grad()
     def initialize(self, images: Tensor) -> None:
         """Starts at the mean image."""

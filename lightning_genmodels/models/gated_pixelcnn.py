@@ -65,6 +65,9 @@ class _Network(RasterNetwork):
         self.head = Pointwise(p, 2 * p)
         self.output = Pointwise(2 * p, 1)
 
+    def edges(self) -> list[nn.Module]:
+        return [self.layers[0].vertical, self.layers[0].horizontal, self.output]
+
     def forward(self, x: Tensor) -> Tensor:
         v = h = x
         for layer in self.layers:

@@ -107,6 +107,10 @@ class LadderVAE(LatentVariableModel):
         self.output = nn.Conv2d(output_channels, 1, 3, padding=1, bias=False) if output_channels else None
         self.output_bias = nn.Parameter(torch.zeros(self.event_shape))
 
+    def edges(self) -> list[nn.Module]:
+        """The layers that read pixels or write logits."""
+        return [self.up[0].shrink, self.enlarge, *([self.output] if self.output is not None else [])]  # type: ignore[list-item]
+
     @torch.no_grad()
     def initialize(self, images: Tensor) -> None:
         """Starts the output at the mean image."""

@@ -82,6 +82,10 @@ class MADE(OrderMixture):
         degrees = [_hidden_degrees(self.hidden_sizes, pixels, derive_seed(order_seed + m)) for m in range(num_orders)]
         self.register_buffer("degrees", torch.stack(degrees), persistent=False)  # (M, all hidden units)
 
+    def edges(self) -> list[nn.Module]:
+        """The layers that read pixels or write logits."""
+        return [self.hidden[0], self.output, self.direct]
+
     @torch.no_grad()
     def initialize(self, images: Tensor) -> None:
         """Starts at the mean image."""

@@ -36,6 +36,8 @@ class NADE(AutoregressiveModel):
         OptionError: ``hidden_size`` is below one.
     """
 
+    matrices = ("W", "V")
+
     small = {"event_shape": (1, 2, 3), "hidden_size": 4}
 
     def __init__(
@@ -62,6 +64,10 @@ class NADE(AutoregressiveModel):
     def initialize(self, images: Tensor) -> None:
         """Starts at the mean image."""
         self.b.copy_(mean_logits(images))
+
+    def edges(self) -> list[nn.Module]:
+        """W and V are the model's own."""
+        return [self]
 
     def conditional_logits(self, x: Tensor) -> Tensor:
         """Log-odds of p(x_i = 1 | x_<i), (B, 1, H, W), of binary images of that shape."""

@@ -244,6 +244,8 @@ class _DiagonalBiLSTMLayer(nn.Module):
     rest of the row, and so moves down by one row before the two are added.
     """
 
+    matrices = ("input_to_state",)
+
     scans: Tensor
     places: Tensor
 

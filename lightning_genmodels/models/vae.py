@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from typing_extensions import Unpack
 
@@ -26,6 +26,7 @@ from lightning_genmodels.functional import (
     standard_normal_log_prob,
 )
 from lightning_genmodels.nn.coders import Network, coders, mlp, output_bias
+from lightning_genmodels.optimizers import ends
 
 
 class VAE(LatentVariableModel):
@@ -104,6 +105,10 @@ class VAE(LatentVariableModel):
         if top_latent_dim:
             self.top_encoder = mlp([latent_dim, *top_hidden_sizes, 2 * top_latent_dim], dropout)
             self.top_decoder = mlp([top_latent_dim, *reversed(top_hidden_sizes), 2 * latent_dim], dropout)
+
+    def edges(self) -> list[nn.Module]:
+        """First and last layers of all coders."""
+        return ends(*(getattr(self, name) for name, _ in self.named_children() if name.endswith("coder")))
 
     @torch.no_grad()
     def initialize(self, images: Tensor) -> None:

@@ -21,6 +21,10 @@ class RasterNetwork(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Log-odds of p(x_i = 1 | x_<i), (B, 1, H, W), of images (B, 1, H, W) in {0, 1}."""
 
+    def edges(self) -> list[nn.Module]:
+        """Layers that read pixels or write logits, by their names."""
+        return [self.get_submodule("first"), self.get_submodule("output")]
+
     @abstractmethod
     def conditionals(self, x: Tensor) -> Iterator[Tensor]:
         """Yields the log-odds (N,) of one pixel after the other, each computed from what was kept of those before it.
