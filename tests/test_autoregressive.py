@@ -26,7 +26,6 @@ from lightning_genmodels.models import (
     GatedPixelCNN,
     Markov,
     PixelCNN,
-    PixelSNAIL,
     RowLSTM,
 )
 from lightning_genmodels.models.nade import nade_logits
@@ -51,7 +50,6 @@ MIXTURES: dict[str, Callable[[], OrderMixture]] = {
     "eonade": lambda: EoNADE(SHAPE, (5, 4), num_orders=3),
     "eonade, one layer": lambda: EoNADE(SHAPE, (5,), num_orders=2),
     "made": lambda: MADE(SHAPE, (9,), num_orders=3),
-    "pixelsnail": lambda: PixelSNAIL(SHAPE, 4, 2, 1, 3, 2, 4, orders=RASTER_ORDERS),
     "made, in turn": lambda: MADE(SHAPE, (9,), num_orders=3, order=["raster", "raster_transpose"]),
     "made, deep": lambda: MADE(SHAPE, (9, 7, 8), num_orders=2, order="raster"),
 }

@@ -17,12 +17,12 @@ from lightning_genmodels.images import read_mask
 from lightning_genmodels.models import NADE, EoNADE, JointTable, PixelCNN, PixelSNAIL
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-SHAPE = (1, 5, 6)
+SHAPE = (1, 6, 6)
 
 
 @pytest.fixture
 def images(run_folder: Path) -> np.ndarray:
-    pixels = np.random.default_rng(0).integers(0, 2, size=(7, 5, 6), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 2, size=(7, 6, 6), dtype=np.uint8)
     np.save("images.npy", pixels)
     return pixels
 
@@ -33,15 +33,15 @@ def images(run_folder: Path) -> np.ndarray:
         NADE(SHAPE, 4),
         EoNADE(SHAPE, (4,), num_orders=2),
         PixelCNN(SHAPE, 4, 2),
-        PixelSNAIL(SHAPE, 4, 2, orders=("raster", "raster_rot90")),
+        PixelSNAIL(SHAPE, 4, 2, heads=2, orders=("patches", "patches_rot180")),
     ],
     ids=["nade", "eonade", "pixelcnn", "pixelsnail"],
 )
 @pytest.mark.parametrize(
     ("half", "rows", "columns"),
     [
-        ("top", slice(0, 2), slice(None)),
-        ("bottom", slice(3, 5), slice(None)),
+        ("top", slice(0, 3), slice(None)),
+        ("bottom", slice(3, 6), slice(None)),
         ("left", slice(None), slice(0, 3)),
         ("right", slice(None), slice(3, 6)),
     ],

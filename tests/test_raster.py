@@ -14,8 +14,7 @@ from torch import Tensor
 from lightning_genmodels.base import RasterModel
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import RASTER_ORDERS, fill_in_order, pixel_order, raster_shape
-from lightning_genmodels.models import DiagonalBiLSTM, GatedPixelCNN, PixelCNN, PixelSNAIL, RowLSTM
-from lightning_genmodels.models.pixelsnail import _moved
+from lightning_genmodels.models import DiagonalBiLSTM, GatedPixelCNN, PixelCNN, RowLSTM
 from lightning_genmodels.nn.raster import CausalConv2d, ConvCache
 from lightning_genmodels.nn.recurrent import LineLSTM
 
@@ -135,80 +134,6 @@ def test_logits_from_caches_equal_those_of_a_full_evaluation(name: str) -> None:
         torch.testing.assert_close(kept, model.net(x), rtol=0, atol=1e-12)
 
 
-def pixelsnail(side: int, **options: Any) -> PixelSNAIL:
-    """A small one in float64, with parameters far from their initial values: those open gates that start closed."""
-    torch.manual_seed(0)
-    given = {"channels": 6, "num_layers": 4, "attention_every": 2, "first_kernel_size": 3, "heads": 2, "head_size": 4}
-    model = PixelSNAIL((1, side, side), **{**given, **options}).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model
-
-
-@pytest.mark.parametrize("order", RASTER_ORDERS)
-def test_a_pixelsnail_sees_every_earlier_pixel_in_every_order(order: str) -> None:
-    model = pixelsnail(SIDE, orders=("raster_rot90", order))
-    place = model.pixel_orders[1].argsort().view(SIDE, SIDE)
-    for row, column in [(8, 4), (11, 0), (0, 6)]:
-        x = torch.randint(2, (8, 1, SIDE, SIDE)).double().requires_grad_()
-        (gradient,) = torch.autograd.grad(model.conditional_logits(x, 1)[:, 0, row, column].sum(), x)
-        assert torch.equal((gradient != 0).any(0)[0], place < place[row, column])
-
-
-def test_a_pixelsnail_draws_from_caches_what_full_evaluations_draw() -> None:
-    model = pixelsnail(7, orders=RASTER_ORDERS)
-    uniforms, which = torch.rand((24, 49), dtype=torch.float64), torch.arange(24) % 8
-    x = torch.randint(2, (24, 1, 7, 7)).double()
-    for observed in (torch.zeros_like(x, dtype=torch.bool), torch.rand(x.shape) < 0.4):
-        drawn = model._fill(x, observed, uniforms, which)
-        for index, order in enumerate(model.pixel_orders):
-            rows = which == index
-            naive = fill_in_order(
-                lambda x, index=index: model.conditional_logits(x, index),
-                order,
-                x[rows],
-                observed[rows],
-                uniforms[rows],
-            )
-            assert torch.equal(drawn[rows], naive)
-
-
-def test_a_pixelsnail_without_attention_or_with_one_order_is_one_too() -> None:
-    assert torch.isfinite(pixelsnail(5, attention_every=0).log_prob(torch.ones(2, 1, 5, 5))).all()
-    assert torch.isfinite(pixelsnail(5, orders=("raster_flip",)).log_prob(torch.ones(2, 1, 5, 5))).all()
-
-
-def test_a_pixelsnail_validates_and_trains_on_single_orders() -> None:
-    model = pixelsnail(5, orders=RASTER_ORDERS)
-    x = torch.randint(2, (400, 1, 5, 5)).double()
-    with torch.no_grad():
-        by_order = model.log_prob_by_order(x)
-        in_turn = by_order[torch.arange(400) % 8, torch.arange(400)]
-        torch.testing.assert_close(model._validation_log_prob(x), in_turn)
-        losses = torch.stack([model.training_loss(x) for _ in range(20)])
-    assert abs(losses.mean() + by_order.mean()) < 4 * losses.std() / 20**0.5
-
-
-def test_a_pixelsnail_told_of_shifts_scores_images_that_are_not_moved() -> None:
-    model = pixelsnail(3, orders=("raster", "raster_flip"), max_shift=1)
-    x = all_images((1, 3, 3))
-    with torch.no_grad():
-        assert model.log_prob(x).exp().sum().item() == pytest.approx(1.0, abs=1e-9)
-        uniforms, which = torch.rand((30, 9), dtype=torch.float64), torch.zeros(30, dtype=torch.int64)
-        nothing = torch.zeros(30, 1, 3, 3, dtype=torch.bool)
-        drawn = model._fill(nothing.double(), nothing, uniforms, which)
-        order = model.pixel_orders[0]
-        naive = fill_in_order(lambda x: model.conditional_logits(x, 0), order, nothing.double(), nothing, uniforms)
-        assert torch.equal(drawn, naive)
-    model.training_loss(x).backward()
-    assert bool((model.net.moved.weight.grad != 0).any(1).all())
-    moved, moves = _moved(x, 1)
-    still = moves == 4
-    assert torch.equal(moved[still], x[still])
-    assert torch.equal(moved[moves == 1][..., 1:, :], x[moves == 1][..., :-1, :])
-
-
 @pytest.mark.parametrize("name", list(MODELS))
 @pytest.mark.parametrize("order", ["snake", "hilbert", "random", "snake_rot90"])
 def test_other_orders_are_refused(name: str, order: str) -> None:
@@ -224,12 +149,6 @@ def test_other_orders_are_refused(name: str, order: str) -> None:
         lambda: PixelCNN(dropout=1.0),
         lambda: GatedPixelCNN(num_layers=0),
         lambda: GatedPixelCNN(first_kernel_size=6),
-        lambda: PixelSNAIL(heads=0),
-        lambda: PixelSNAIL(attention_every=-1),
-        lambda: PixelSNAIL(kernel_size=2),
-        lambda: PixelSNAIL(max_shift=-1),
-        lambda: PixelSNAIL(orders=()),
-        lambda: PixelSNAIL(orders=("raster", "hilbert")),
         lambda: RowLSTM(num_layers=0),
         lambda: RowLSTM(first_kernel_size=2),
         lambda: DiagonalBiLSTM(dropout=-0.1),

@@ -126,6 +126,9 @@ class OrderMixture(ExplicitModel, ABC):
     joint_pixels: ClassVar[int] = 1
     """How many neighbours in the order are drawn together: each is drawn given all of them that are observed."""
 
+    any_order: ClassVar[bool] = False
+    """Whether images are completed in an order of their own, in which all observed pixels come first."""
+
     pixel_orders: Tensor
     """(M, n) row-major indices of the pixels, one order a row; computed from names, so no part of the weights."""
 
@@ -205,7 +208,8 @@ class OrderMixture(ExplicitModel, ABC):
         x, observed = _checked_observed(self, x, observed)
         uniforms = uniform((len(x), math.prod(self.event_shape)), generator, x)
         ignored = _ignored(observed, self.pixel_orders, self.joint_pixels)  # (B, M)
-        _warn_of_ignored(ignored.amin(dim=1), "every order of the model")
+        if not self.any_order:
+            _warn_of_ignored(ignored.amin(dim=1), "every order of the model")
         return self._fill(x, observed, uniforms, ignored.argmin(dim=1)).float()
 
 

@@ -47,6 +47,7 @@ class EoNADE(OrderMixture):
     monitor = "val/order_agnostic_nll"
     """Estimate of the mean over all n! orders, in nats per image: higher than the mixture of the M that are stored."""
 
+    any_order = True
     matrices = ("W", "U", "V")
 
     small = {"event_shape": (1, 2, 3), "hidden_sizes": (5, 4), "num_orders": 3, "layer_norm": True}
