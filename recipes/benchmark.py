@@ -165,7 +165,7 @@ ROW_BY_ROW: dict[str, Callable[[], AutoregressiveModel | OrderMixture]] = {
     "gated_pixelcnn": lambda: GatedPixelCNN(hidden_size=32, num_layers=7, kernel_size=3),
     "row_lstm": lambda: RowLSTM(),
     "diagonal_bilstm": lambda: DiagonalBiLSTM(),
-    "pixelsnail": lambda: PixelSNAIL(channels=32, num_layers=6, attention_every=3, heads=2, head_size=16),
+    "pixelsnail": lambda: PixelSNAIL(channels=32, num_layers=6, attention_every=3, heads=2),
 }
 
 

@@ -210,9 +210,7 @@ def test_sharded_weights_are_refused() -> None:
 
 
 def test_gradients_are_clipped_in_mixed_precision() -> None:
-    model, _ = fitted(
-        PixelCNN((1, 4, 4), 3, 1, 3, optimizer="muon"), precision="bf16-mixed", gradient_clip_val=1.0
-    )
+    model, _ = fitted(PixelCNN((1, 4, 4), 3, 1, 3, optimizer="muon"), precision="bf16-mixed", gradient_clip_val=1.0)
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert all(p.dtype == torch.float32 for p in model.parameters())
 

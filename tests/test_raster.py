@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import all_images
 from torch import Tensor
 
 from lightning_genmodels.base import RasterModel
