@@ -254,5 +254,5 @@ def _warn_of_ignored(ignored: Tensor, orders: str) -> None:
             f"in {count} of {len(ignored)} images, observed pixels come after missing ones in {orders}: they are kept, "
             "but the missing pixels before them are drawn without regard to them; observe pixels that come first, or "
             "take a model with an order in which they do",
-            stacklevel=3,
+            stacklevel=4,  # complete, and its decorator
         )
