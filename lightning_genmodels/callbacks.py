@@ -89,21 +89,22 @@ class LastCheckpoint(Checkpoint):
         """Saves within an epoch."""
         due = self.every_n_batches and (batch_idx + 1) % self.every_n_batches == 0
         if due and not trainer.is_last_batch and not _validation_follows(trainer, batch_idx):
-            self._save(trainer, pl_module)
+            self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves after validation."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._saved_epoch = trainer.current_epoch
-            self._save(trainer, pl_module)
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves after an epoch without validation."""
         if self._saved_epoch != trainer.current_epoch:
-            self._save(trainer, pl_module)
+            self._save(trainer)
 
-    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(pl_module, TrainableModel) and pl_module.is_before_fall:
+    def _save(self, trainer: Trainer) -> None:
+        model = trainer.lightning_module
+        if isinstance(model, TrainableModel) and model.is_before_fall:
             trainer.save_checkpoint(self.before_fall, weights_only=False)
         trainer.save_checkpoint(self.path, weights_only=False)
 

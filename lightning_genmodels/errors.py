@@ -33,6 +33,10 @@ class FileError(GenmodelsError, OSError):
     """A file that cannot be written."""
 
 
+class DivergenceError(GenmodelsError, ArithmeticError):
+    """A loss, a figure or weights that are not finite."""
+
+
 class UnknownNameError(GenmodelsError, LookupError):
     """A name that names nothing; the message lists what there is."""
 

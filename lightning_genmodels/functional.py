@@ -157,13 +157,17 @@ def standard_normal(
     return torch.randn((num_particles, batch, *shape), generator=noise, device=device).to(like)
 
 
-def uniform(shape: Sequence[int], generator: torch.Generator | None, like: Tensor) -> Tensor:
-    """Uniform numbers in [0, 1), drawn where the generator is and moved to the device and type of ``like``.
+def uniform(shape: Sequence[int], generator: Noise, like: Tensor) -> Tensor:
+    """Uniform numbers in [0, 1), drawn where the generator is and moved to the device of ``like``; of one generator per
+    image, each draws a row.
 
     They are drawn in float64 for a float64 ``like`` and in float32 otherwise, so that half-precision networks do not
     sample from a coarse grid.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    if isinstance(generator, Sequence):
+        rows = [torch.rand(tuple(shape)[1:], generator=g, device=g.device, dtype=dtype) for g in generator]
+        return torch.stack(rows).to(like.device) if rows else torch.zeros(tuple(shape), dtype=dtype, device=like.device)
     device = generator.device if generator is not None else like.device
     return torch.rand(tuple(shape), generator=generator, device=device, dtype=dtype).to(like.device)
 

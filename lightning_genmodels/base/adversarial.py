@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base.implicit import ImplicitModel
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import derive_seed
+from lightning_genmodels.functional import Noise, derive_seed, keyed_generators, standard_normal
 from lightning_genmodels.metrics import frechet_distance
 from lightning_genmodels.nn.adversarial import Estimator, binarize, check_options, discriminator, generator
 from lightning_genmodels.nn.coders import Network
@@ -125,8 +125,8 @@ class AdversarialModel(ImplicitModel, ABC):
         logits: Tensor = self.generator(z)
         return logits
 
-    def generate(self, z: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Images (N, 1, H, W) in {0, 1} of latents (N, D), with a gradient."""
+    def generate(self, z: Tensor, *, generator: Noise = None) -> Tensor:
+        """Images (N, 1, H, W) in {0, 1} of latents (N, D), with a gradient; noise from one generator, or one a row."""
         return binarize(self.decode(z), self.estimator, self.temperature, generator)
 
     @final
@@ -144,26 +144,32 @@ class AdversarialModel(ImplicitModel, ABC):
         """
         if self.trainer.precision == "16-mixed":
             raise OptionError("adversarial training scales no losses; choose --trainer.precision bf16-mixed or 32-true")
-        return [self._optimization_of(self.discriminator), self._optimization_of(self.generator)]
+        generator = self._optimization_of(self.generator, every=self.discriminator_steps)
+        return [self._optimization_of(self.discriminator), generator]
 
     @final
-    def training_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Updates the discriminator, and the generator if it is its turn (Goodfellow et al. 2014, algorithm 1)."""
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Updates the discriminator, and after ``discriminator_steps`` of it the generator (Goodfellow et al. 2014,
+        algorithm 1).
+        """
         optimizers: Any = self.optimizers()
         schedulers: Any = self.lr_schedulers()
+        batch = self._taken(batch)
         with torch.no_grad():
             fake = self.generate(self.sample_latent(len(batch)))
         loss = self.discriminator_loss(batch, fake)
+        self._watch(loss)
         self._set_gradients(self.discriminator, loss)
         optimizers[0].step()
         self.log("train/discriminator_loss", loss)
-        if (self.global_step - 1) % self.discriminator_steps == 0:
+        if self.global_step % self.discriminator_steps == 0:
             loss = self.generator_loss(self.generate(self.sample_latent(len(batch))))
+            self._watch(loss)
             self._set_gradients(self.generator, loss)
             optimizers[1].optimizer.step()  # not Lightning's wrapper: global_step counts one optimizer
+            schedulers[1].step()
             self.log("train/generator_loss", loss, prog_bar=True)
-        for scheduler in schedulers:
-            scheduler.step()
+        schedulers[0].step()
 
     def _set_gradients(self, network: nn.Module, loss: Tensor) -> None:
         """Gradients of a loss, averaged over the processes, for the parameters of one network and no other."""
@@ -177,14 +183,14 @@ class AdversarialModel(ImplicitModel, ABC):
     # Validation.
 
     @final
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Adds a batch, and as many samples, to the validation figure."""
-        self._compare(self.val_frechet, batch, batch_idx)
+        self._compare(self.val_frechet, self._taken(batch))
 
     @final
-    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         """Adds a batch, and as many samples, to the test figure."""
-        self._compare(self.test_frechet, batch, batch_idx)
+        self._compare(self.test_frechet, self._taken(batch))
 
     @final
     def on_validation_epoch_end(self) -> None:
@@ -198,8 +204,11 @@ class AdversarialModel(ImplicitModel, ABC):
         self.log("test/frechet", self.test_frechet.compute().float())
         self.test_frechet.reset()
 
-    def _compare(self, metric: FrechetInceptionDistance, batch: Tensor, batch_idx: int) -> None:
-        """The same latents in every epoch, so that its figures can be compared."""
-        source = torch.Generator().manual_seed(derive_seed("frechet", batch_idx, self.global_rank))
+    def _compare(self, metric: FrechetInceptionDistance, batch: Tensor) -> None:
+        """An image always stands beside the sample of the same latents, so that the figures of epochs can be compared,
+        and do not depend on batches and processes.
+        """
+        noise = keyed_generators(derive_seed("frechet"), self._indices(batch))
+        z = standard_normal(1, len(batch), (self.latent_dim,), noise, like=next(self.parameters()))[0]
         metric.update(self.features(batch), real=True)
-        metric.update(self.features(self.sample(len(batch), generator=source)), real=False)
+        metric.update(self.features(self.generate(z, generator=noise)), real=False)

@@ -13,6 +13,8 @@ from typing_extensions import Unpack
 from lightning_genmodels.base.generative import LossTrainedModel, TrainingOptions
 from lightning_genmodels.metrics import NegativeLogLikelihood
 
+_COUNTED_AT_ONCE = 1000  # images
+
 
 class ExplicitModel(LossTrainedModel, ABC):
     """A model that says exactly how likely an image is; it implements ``_log_prob`` and ``_sample``."""
@@ -47,8 +49,13 @@ class ExplicitModel(LossTrainedModel, ABC):
         """
         return self._log_prob(self._checked(x))
 
-    def _validation_log_prob(self, x: Tensor) -> Tensor:
-        """Log-probability (B,) as validated during training: exact, unless that would take longer than training."""
+    def _validation_log_prob(self, x: Tensor, indices: range) -> Tensor:
+        """Log-probability (B,) as validated during training: exact, unless that would take longer than training.
+
+        Args:
+            x: (B, 1, H, W).
+            indices: Of the images in the validation set, by which an estimate keys its noise.
+        """
         return self._log_prob(x)
 
     def training_loss(self, x: Tensor) -> Tensor:
@@ -56,14 +63,15 @@ class ExplicitModel(LossTrainedModel, ABC):
         return -self._log_prob(x).mean()
 
     @final
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Adds a batch to the validation figure."""
-        self.val_nll.update(self._validation_log_prob(batch))
+        x = self._taken(batch)
+        self.val_nll.update(self._validation_log_prob(x, self._indices(x)))
 
     @final
-    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         """Adds a batch to the test figure."""
-        self.test_nll.update(self._log_prob(batch))
+        self.test_nll.update(self._log_prob(self._taken(batch)))
 
     @final
     def on_validation_epoch_end(self) -> None:
@@ -81,16 +89,14 @@ class ExplicitModel(LossTrainedModel, ABC):
 class TabularModel(ExplicitModel, ABC):
     """An explicit model whose parameters are functions of counts, learned in one pass over the data.
 
-    It implements ``statistics`` (what to count), ``fit_statistics`` (parameters from the counts, summed over all
-    batches and processes) and ``num_free_parameters``. Counts start anew with every epoch, so that one epoch is enough
-    and more of them change nothing but, for dynamic binarization, the draw.
+    It implements ``statistics`` (what to count), ``fit_statistics`` (parameters from the counts of all images) and
+    ``num_free_parameters``. Every fit counts all training images anew when it starts, so that one epoch is enough; of
+    dynamic binarization it counts one draw.
     """
 
     def __init__(self, event_shape: Sequence[int] = (1, 28, 28), **options: Any) -> None:
         super().__init__(event_shape, **options)  # a tabular model that is autoregressive, too, has an order
         self.automatic_optimization = False
-        self._counts: Tensor | None = None
-        self._counted_epoch = -1
 
     @property
     @abstractmethod
@@ -105,53 +111,20 @@ class TabularModel(ExplicitModel, ABC):
     def fit_statistics(self, counts: Tensor) -> None:
         """Sets the parameters from the statistics of all training images."""
 
-    @final
-    def training_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Counts a batch."""
-        counts = self.statistics(batch)
-        if self._counts is not None and self._counted_epoch == self.current_epoch:
-            counts = self._counts + counts
-        self._counts = counts
-        self._counted_epoch = self.current_epoch
+    @property
+    def _starts_anew(self) -> bool:
+        return True
 
     @final
-    def on_validation_start(self) -> None:
-        """Sets the parameters before they are validated: in Lightning, validation precedes the end of the epoch."""
-        if not self.trainer.sanity_checking:
-            self._fit_counts()
+    def _initialize(self, images: Tensor) -> None:
+        counts = [self.statistics(part.to(next(self.parameters()))) for part in images.split(_COUNTED_AT_ONCE)]
+        self.fit_statistics(torch.stack(counts).sum(dim=0))
 
     @final
-    def on_train_epoch_end(self) -> None:
-        """Sets the parameters, also where there is no validation."""
-        self._fit_counts()
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Does nothing: all images were counted when fitting started."""
 
     @final
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """None: nothing is learned by gradients."""
         return []
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the counts of an unfinished epoch."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["counts"] = self._reduced_counts()
-        checkpoint["counted_epoch"] = self._counted_epoch
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on counting; the counts of all processes are now the first one's."""
-        counts = checkpoint["counts"]
-        self._counted_epoch = checkpoint["counted_epoch"]
-        self._counts = None
-        if counts is not None:
-            counts = counts.to(self.device)
-            self._counts = counts if self.global_rank == 0 else torch.zeros_like(counts)
-
-    def _fit_counts(self) -> None:
-        counts = self._reduced_counts()
-        if counts is not None:
-            self.fit_statistics(counts)
-
-    def _reduced_counts(self) -> Tensor | None:
-        if self._counts is None:
-            return None
-        counts: Tensor = self.trainer.strategy.reduce(self._counts.clone(), reduce_op="sum")
-        return counts

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, final, get_args
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from lightning_genmodels import pretrained
 from lightning_genmodels.data import BinarizedMNISTDataModule
-from lightning_genmodels.errors import OptionError
+from lightning_genmodels.errors import DivergenceError, ImageError, OptionError
 from lightning_genmodels.functional import (
     check_images,
     derive_seed,
+    process_share,
     seed_default_generators,
 )
 from lightning_genmodels.metrics import Estimate
@@ -34,6 +35,10 @@ from lightning_genmodels.optimizers import (
 from lightning_genmodels.processes import leave_group_at_exit
 
 EventShape = tuple[int, int, int]
+
+_BASE_SEED = "base_seed"
+_LOOK_EVERY = 50  # batches, after which a run asks the accelerator whether the loss was finite
+_NEVER = 2**31 - 1  # no step
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -112,6 +117,14 @@ class TrainableModel(LightningModule, ABC):
         self.fall = fall
         self.init_from = init_from
         self.save_hyperparameters(ignore=_not_saved(type(self)))
+        # No part of the weights: whether fitting may still set parameters, and what a run knows of itself.
+        self._is_initialized = False
+        self._base_seed = 0
+        self._checked_stage: Any = None
+        self._diverged_at: Tensor | None = None
+        self._num_evaluated = 0
+        self._state_before: Tensor | None = None
+        self._device_state_before: Tensor | None = None
 
     # What a model implements.
 
@@ -119,8 +132,8 @@ class TrainableModel(LightningModule, ABC):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Learns from a batch: images (B, 1, H, W), or (images, labels) where the data module is asked for labels."""
 
-    def initialize(self, images: Tensor) -> None:
-        """Sets parameters from all training images, (N, 1, H, W) uint8, before training from scratch; default: none."""
+    def _initialize(self, images: Tensor) -> None:
+        """Sets parameters from all training images, (N, 1, H, W) uint8; default: none. Called without gradients."""
 
     def finalize(self, images: Tensor) -> None:
         """Sets buffers from all training images, (N, 1, H, W) uint8, when weights are exported; default: none."""
@@ -130,6 +143,30 @@ class TrainableModel(LightningModule, ABC):
         return ()
 
     # Using a model.
+
+    @final
+    @torch.no_grad()
+    def initialize(self, images: Tensor) -> None:
+        """Sets parameters from all training images: the mean image, say, from which training starts.
+
+        Fitting does it, once in a model's life: never for a model that was loaded or trained.
+
+        Args:
+            images: (N, 1, H, W) in {0, 1}, of any type.
+
+        Raises:
+            ImageError: Wrong shape, NaN, or pixels other than 0 and 1.
+        """
+        check_images(images, self.event_shape)
+        self._initialize(images)
+        self._is_initialized = True
+
+    @final
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads parameters and buffers, as every PyTorch module does; afterwards the model counts as initialized."""
+        keys = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        self._is_initialized = True
+        return keys
 
     @property
     def num_parameters(self) -> int:
@@ -177,30 +214,91 @@ class TrainableModel(LightningModule, ABC):
 
     @final
     def setup(self, stage: str) -> None:
-        """Before fitting, loads ``init_from`` or looks at the data; a checkpoint is restored afterwards."""
+        """Before fitting, draws the seed of the run's noise, and loads ``init_from`` or looks at the data.
+
+        A checkpoint is restored afterwards.
+        """
         leave_group_at_exit()
+        with torch.inference_mode(False):  # a validation before leaves states that could not be updated
+            for module in self.modules():
+                if isinstance(module, Metric):
+                    module.reset()
         if stage != "fit":
             return
-        if self.init_from is not None:
+        self._start_noise()
+        self._diverged_at = None
+        if self._starts_anew and self.init_from is not None:
             pretrained.load_into(self, self.init_from)
-            return
         data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, BinarizedMNISTDataModule):
+        if self._starts_anew and isinstance(data, BinarizedMNISTDataModule):
             self.initialize(data.images("train"))
 
     @final
+    def on_train_start(self) -> None:
+        """Looks at the batches of a user's own loader, where ``setup`` found no data module of this package.
+
+        Raises:
+            OptionError: The loader never ends.
+            ImageError: Batches that are no binary images.
+        """
+        looks = type(self)._initialize is not TrainableModel._initialize
+        data = getattr(self.trainer, "datamodule", None)
+        if self._starts_anew and looks and not isinstance(data, BinarizedMNISTDataModule):
+            self.initialize(self._all_training_images().to(self.device))
+        self._is_initialized = True
+
+    def _all_training_images(self) -> Tensor:
+        """One pass through the loader, in every process; (N, 1, H, W) uint8 on the CPU."""
+        if not math.isfinite(self.trainer.num_training_batches):
+            raise OptionError(
+                f"a {type(self).__name__} starts from a look at all training images, and this loader has no end; call "
+                "model.initialize(images) with some of them before fitting"
+            )
+        loader: Any = self.trainer.train_dataloader
+        with torch.random.fork_rng([]):  # the training that follows shuffles as it would without the look
+            images = torch.cat([self._images(batch).cpu().to(torch.uint8) for batch in loader])
+        if self.trainer.world_size > 1:
+            parts: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, images)
+            images = torch.cat(parts)
+        return images
+
+    @final
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
-        """Seeds the noise of the step by (seed, epoch, step, process), so that a resumed run repeats it exactly."""
-        base = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        seed_default_generators(derive_seed("step", base, self.current_epoch, batch_idx, self.global_rank), self.device)
+        """Seeds the noise of the step by (base seed, epoch, step, process), so that a resumed run repeats it."""
+        seed = derive_seed("step", self._base_seed, self.current_epoch, batch_idx, self.global_rank)
+        seed_default_generators(seed, self.device)
+
+    @final
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stops a run that diverged."""
+        if (batch_idx + 1) % _LOOK_EVERY == 0:
+            self._stop_if_diverged()
+
+    @final
+    def on_train_epoch_end(self) -> None:
+        """Stops a run that diverged."""
+        self._stop_if_diverged()
+
+    @final
+    def on_fit_end(self) -> None:
+        """Gives the global random numbers back as they were after the one draw that the run took."""
+        if self._state_before is not None:
+            torch.set_rng_state(self._state_before)
+        if self._device_state_before is not None:
+            torch.cuda.set_rng_state(self._device_state_before, self.device)
 
     def configure_optimizers(self) -> Any:
         """AdamW, or Muon beside it, with the learning-rate schedule of the model's options."""
         return self._optimization_of(self)
 
     @final
-    def _optimization_of(self, network: nn.Module) -> dict[str, Any]:
+    def _optimization_of(self, network: nn.Module, every: int = 1) -> dict[str, Any]:
         """Optimizer and learning-rate schedule of the trained parameters of a network, as Lightning takes them.
+
+        Args:
+            network: The model, or one of its networks.
+            every: The run's steps between two of this optimizer.
 
         Raises:
             OptionError: ``muon`` for a network without hidden weight matrices.
@@ -230,7 +328,7 @@ class TrainableModel(LightningModule, ABC):
             clips_mixed = self.trainer.precision == "bf16-mixed" and bool(self.trainer.gradient_clip_val)
             fused = self.trainer.precision != "16-mixed" and not clips_mixed
             optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=betas, fused=fused)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._learning_rate_factor(step * every))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @final
@@ -249,11 +347,100 @@ class TrainableModel(LightningModule, ABC):
         total = self.trainer.estimated_stepping_batches
         return self.global_step <= total - self.fall * total
 
+    @final
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes which model the checkpoint holds, so that it can be loaded without naming the class."""
+        """Notes which model the checkpoint holds, so that it can be loaded without naming the class, and its seed."""
+        self._stop_if_diverged()
         pretrained.describe(self, checkpoint)
+        checkpoint[_BASE_SEED] = self._base_seed
+
+    @final
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on with the noise of the run that the checkpoint is of."""
+        self._base_seed = checkpoint.get(_BASE_SEED, self._base_seed)
 
     # Helpers for the kinds below.
+
+    @property
+    def _starts_anew(self) -> bool:
+        """Whether fitting starts from ``init_from`` or from a look at the data."""
+        return not self._is_initialized
+
+    @final
+    def _start_noise(self) -> None:
+        """Draws the base seed of the run's noise from the user's generator: one number, the first process's."""
+        drawn = int(torch.randint(2**62, ()))
+        self._base_seed = int(self.trainer.strategy.broadcast(drawn))
+        self._state_before = torch.get_rng_state()
+        on_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+        self._device_state_before = torch.cuda.get_rng_state() if on_cuda else None
+
+    @final
+    def _taken(self, batch: Any) -> Tensor:
+        """The images of a batch, as floating-point numbers; the pixels of the first batch of every stage are checked.
+
+        Raises:
+            ImageError: It has none, or they are not binary.
+        """
+        stage = self.trainer.state.stage
+        images = self._images(batch, values=stage != self._checked_stage)
+        self._checked_stage = stage
+        return images if images.is_floating_point() else images.float()
+
+    @final
+    def _images(self, batch: Any, values: bool = True) -> Tensor:
+        """The images of a batch (images, ...) or of a batch that is nothing else, checked.
+
+        Raises:
+            ImageError: It has none.
+        """
+        images = batch[0] if isinstance(batch, list | tuple) and batch else batch
+        if not isinstance(images, Tensor):
+            raise ImageError(
+                f"expected a batch of images (batch, {', '.join(map(str, self.event_shape))}), or a list or tuple "
+                f"whose first item they are, got {type(batch).__name__}; give the Trainer such a loader"
+            )
+        check_images(images, self.event_shape, values=values)
+        return images
+
+    @final
+    def on_validation_epoch_start(self) -> None:
+        """Starts counting images."""
+        self._num_evaluated = 0
+
+    @final
+    def on_test_epoch_start(self) -> None:
+        """Starts counting images."""
+        self._num_evaluated = 0
+
+    @final
+    def _indices(self, batch: Tensor) -> range:
+        """Data-set indices of an evaluated batch: this process has every ``world_size``-th image, in order."""
+        start, self._num_evaluated = self._num_evaluated, self._num_evaluated + len(batch)
+        return process_share(start, len(batch), self.trainer.global_rank, self.trainer.world_size)
+
+    @final
+    def _watch(self, loss: Tensor) -> None:
+        """Notes the step at which a loss is no longer finite, without waiting for the accelerator."""
+        step = torch.where(torch.isfinite(loss.detach()), _NEVER, self.global_step)
+        self._diverged_at = step if self._diverged_at is None else torch.minimum(self._diverged_at, step)
+
+    @final
+    def _stop_if_diverged(self) -> None:
+        """Raises on all processes if the loss of any was not finite.
+
+        Raises:
+            DivergenceError: Names the step.
+        """
+        if self._diverged_at is None or self._trainer is None or not self.trainer.training:
+            return
+        step: Tensor = self.trainer.strategy.reduce(-self._diverged_at, reduce_op="max")
+        if -int(step) < _NEVER:
+            raise DivergenceError(
+                f"the loss is not finite at step {-int(step)}: training diverged, and nothing is exported; try a lower "
+                f"--model.learning_rate (it is {self.learning_rate:g}), --model.warmup_steps 500, or "
+                "--trainer.gradient_clip_val 1, and start from the last good checkpoint or anew"
+            )
 
     @final
     def _checked(self, x: Tensor) -> Tensor:
@@ -268,7 +455,17 @@ class TrainableModel(LightningModule, ABC):
 
     @final
     def _log_estimate(self, name: str, estimate: Estimate) -> None:
-        """Logs a figure that is already reduced over the processes."""
+        """Logs a figure that is already reduced over the processes.
+
+        Raises:
+            DivergenceError: It is not finite.
+        """
+        if not bool(torch.isfinite(estimate.value)):
+            raise DivergenceError(
+                f"{name} is {float(estimate.value)} after step {self.global_step}: the weights are not finite, or make "
+                "figures that are not; try a lower --model.learning_rate, --model.warmup_steps 500, or "
+                "--trainer.gradient_clip_val 1"
+            )
         self.log(name, estimate.value.float(), prog_bar=True, rank_zero_only=False)
         self.log(f"{name}_stderr", estimate.standard_error.float())
 
@@ -319,9 +516,10 @@ class LossTrainedModel(GenerativeModel, ABC):
     def training_loss(self, x: Tensor) -> Tensor:
         """The scalar that training minimizes, a mean over the batch ``x`` (B, 1, H, W)."""
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor | None:
-        """Logs and returns the training loss."""
-        loss = self.training_loss(batch)
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Logs and returns the training loss of a batch, images or (images, ...)."""
+        loss = self.training_loss(self._taken(batch))
+        self._watch(loss)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

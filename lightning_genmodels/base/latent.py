@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import (
     Noise,
     keyed_generators,
-    process_share,
     sample_bernoulli,
 )
 from lightning_genmodels.metrics import NegativeLogLikelihood
@@ -47,7 +46,6 @@ class LatentVariableModel(LossTrainedModel, RepresentationModel, ABC):
         self.val_iw = NegativeLogLikelihood(self.event_shape)
         self.test_nelbo = NegativeLogLikelihood(self.event_shape)
         self.test_iw = NegativeLogLikelihood(self.event_shape)
-        self._num_evaluated = 0
 
     @abstractmethod
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
@@ -134,29 +132,21 @@ class LatentVariableModel(LossTrainedModel, RepresentationModel, ABC):
     # and processes, and do not jitter from epoch to epoch.
 
     @final
-    def on_validation_epoch_start(self) -> None:
-        """Starts counting images."""
-        self._num_evaluated = 0
-
-    @final
-    def on_test_epoch_start(self) -> None:
-        """Starts counting images."""
-        self._num_evaluated = 0
-
-    @final
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Adds a batch to the validation figures."""
-        indices = self._indices(batch)
-        self.val_nelbo.update(self.elbo(batch, generator=keyed_generators(0, indices)))
+        x = self._taken(batch)
+        indices = self._indices(x)
+        self.val_nelbo.update(self.elbo(x, generator=keyed_generators(0, indices)))
         if self.val_particles > 1:
-            self.val_iw.update(self.iw_bound(batch, self.val_particles, generator=keyed_generators(0, indices)))
+            self.val_iw.update(self.iw_bound(x, self.val_particles, generator=keyed_generators(0, indices)))
 
     @final
-    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         """Adds a batch to the test figures."""
-        indices = self._indices(batch)
-        self.test_nelbo.update(self.elbo(batch, generator=keyed_generators(0, indices)))
-        bound = self.iw_bound(batch, self.particle_block, generator=keyed_generators(0, indices))
+        x = self._taken(batch)
+        indices = self._indices(x)
+        self.test_nelbo.update(self.elbo(x, generator=keyed_generators(0, indices)))
+        bound = self.iw_bound(x, self.particle_block, generator=keyed_generators(0, indices))
         self.test_iw.update(bound)
 
     @final
@@ -175,8 +165,3 @@ class LatentVariableModel(LossTrainedModel, RepresentationModel, ABC):
         self._log_estimate(f"test/iw{self.particle_block}", self.test_iw.compute())
         self.test_nelbo.reset()
         self.test_iw.reset()
-
-    def _indices(self, batch: Tensor) -> range:
-        """Data-set indices of a batch: this process has every ``world_size``-th image, in order."""
-        start, self._num_evaluated = self._num_evaluated, self._num_evaluated + len(batch)
-        return process_share(start, len(batch), self.trainer.global_rank, self.trainer.world_size)

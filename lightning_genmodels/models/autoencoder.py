@@ -8,6 +8,7 @@ training images when the weights are exported, and its draws are decoded.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,8 +80,7 @@ class Autoencoder(ImplicitModel, LossTrainedModel, RepresentationModel):
         """First and last layers of encoder and decoder."""
         return ends(self.encoder, self.decoder)
 
-    @torch.no_grad()
-    def initialize(self, images: Tensor) -> None:
+    def _initialize(self, images: Tensor) -> None:
         """Starts the decoder at the mean image."""
         output_bias(self.decoder).copy_(mean_logits(images))
 
@@ -114,13 +114,13 @@ class Autoencoder(ImplicitModel, LossTrainedModel, RepresentationModel):
     def _rectified(self, z: Tensor) -> Tensor:
         return F.relu(z) if self.rectify else z
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Adds a batch to the validation figure."""
-        self.val_reconstruction.update(self.reconstruction(batch))
+        self.val_reconstruction.update(self.reconstruction(self._taken(batch)))
 
-    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         """Adds a batch to the test figure."""
-        self.test_reconstruction.update(self.reconstruction(batch))
+        self.test_reconstruction.update(self.reconstruction(self._taken(batch)))
 
     def on_validation_epoch_end(self) -> None:
         """Logs ``val/reconstruction`` in nats per image."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -105,7 +106,7 @@ class DigitClassifier(TrainableModel):
         wrong: Tensor = self(images).argmax(dim=1) != labels
         return wrong.float()
 
-    def _labelled(self, batch: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        if isinstance(batch, Tensor):
+    def _labelled(self, batch: Any) -> tuple[Tensor, Tensor]:
+        if isinstance(batch, Tensor) or len(batch) < 2:
             raise OptionError("a classifier is trained on labels; set --data.labelled true")
-        return batch
+        return self._taken(batch), batch[1]

@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base import OrderMixture, TrainingOptions
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import at_least_float32, draw_pixel, mean_logits, uniform
+from lightning_genmodels.functional import Noise, at_least_float32, draw_pixel, keyed_generators, mean_logits, uniform
 
 _ROWS = 1400  # hidden layers computed at once, an image and a pixel each: what fits the cache of a CPU
 
@@ -87,8 +87,7 @@ class EoNADE(OrderMixture):
         """W, U and V are the model's own."""
         return [self]
 
-    @torch.no_grad()
-    def initialize(self, images: Tensor) -> None:
+    def _initialize(self, images: Tensor) -> None:
         """Starts at the mean image."""
         self.b.copy_(mean_logits(images))
         self.mean_image.copy_(mean_logits(images).sigmoid())
@@ -97,14 +96,14 @@ class EoNADE(OrderMixture):
         """Unbiased estimate of the negative log-likelihood in nats per image, a mean over all n! orders (eq. 9)."""
         return -self._estimate(x, None).mean()
 
-    def _validation_log_prob(self, x: Tensor) -> Tensor:
-        """The estimate that training minimizes, with the same random numbers in every epoch.
+    def _validation_log_prob(self, x: Tensor, indices: range) -> Tensor:
+        """The estimate that training minimizes, with the same random numbers for an image in every epoch.
 
         All M orders would take 1000 times as long.
         """
-        return self._estimate(x, torch.Generator().manual_seed(0))
+        return self._estimate(x, keyed_generators(0, indices))
 
-    def _estimate(self, x: Tensor, generator: torch.Generator | None) -> Tensor:  # (B,)
+    def _estimate(self, x: Tensor, generator: Noise) -> Tensor:  # (B,)
         """Log-probability of the n - d + 1 pixels that are missing, times n / (n - d + 1), with d drawn from 1 to n."""
         pixels = x.flatten(1)
         n = pixels.shape[1]

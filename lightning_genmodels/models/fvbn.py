@@ -62,8 +62,7 @@ class FVBN(AutoregressiveModel):
         """There is one layer, the model itself."""
         return [self]
 
-    @torch.no_grad()
-    def initialize(self, images: Tensor) -> None:
+    def _initialize(self, images: Tensor) -> None:
         """Starts at the mean image."""
         self.bias.copy_(mean_logits(images))
 

@@ -111,8 +111,7 @@ class LadderVAE(LatentVariableModel):
         """The layers that read pixels or write logits."""
         return [self.up[0].shrink, self.enlarge, *([self.output] if self.output is not None else [])]  # type: ignore[list-item]
 
-    @torch.no_grad()
-    def initialize(self, images: Tensor) -> None:
+    def _initialize(self, images: Tensor) -> None:
         """Starts the output at the mean image."""
         self.output_bias.copy_(mean_logits(images).view(self.event_shape))
 

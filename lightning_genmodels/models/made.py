@@ -86,8 +86,7 @@ class MADE(OrderMixture):
         """The layers that read pixels or write logits."""
         return [self.hidden[0], self.output, self.direct]
 
-    @torch.no_grad()
-    def initialize(self, images: Tensor) -> None:
+    def _initialize(self, images: Tensor) -> None:
         """Starts at the mean image."""
         self.c.view(len(self.pixel_orders), -1).copy_(mean_logits(images).flatten())
 

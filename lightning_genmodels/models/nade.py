@@ -61,7 +61,7 @@ class NADE(AutoregressiveModel):
         nn.init.normal_(self.V, std=1 / hidden_size)
 
     @torch.no_grad()
-    def initialize(self, images: Tensor) -> None:
+    def _initialize(self, images: Tensor) -> None:
         """Starts at the mean image."""
         self.b.copy_(mean_logits(images))
 

@@ -282,9 +282,9 @@ class PixelSNAIL(OrderMixture):
         """Mean negative log-likelihood in nats per image, each in an order drawn at random, all equally often."""
         return -self._log_prob_in(x, torch.randperm(len(x)).to(x.device) % len(self.pixel_orders)).mean()
 
-    def _validation_log_prob(self, x: Tensor) -> Tensor:
+    def _validation_log_prob(self, x: Tensor, indices: range) -> Tensor:
         """Log-probability of each image in one order, in turn: all of them would take as many times as long."""
-        return self._log_prob_in(x, torch.arange(len(x), device=x.device) % len(self.pixel_orders))
+        return self._log_prob_in(x, torch.tensor(indices, device=x.device) % len(self.pixel_orders))
 
     def _log_prob_in(self, x: Tensor, which: Tensor) -> Tensor:
         """Log-probability (B,) of image b in the order ``which[b]``."""

@@ -110,8 +110,7 @@ class VAE(LatentVariableModel):
         """First and last layers of all coders."""
         return ends(*(getattr(self, name) for name, _ in self.named_children() if name.endswith("coder")))
 
-    @torch.no_grad()
-    def initialize(self, images: Tensor) -> None:
+    def _initialize(self, images: Tensor) -> None:
         """Starts the decoder at the mean image, as Burda et al. do. Latent variables then need not model the mean, and
         fewer of them are pruned.
         """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import at_least_float32, uniform
+from lightning_genmodels.functional import Noise, at_least_float32, uniform
 from lightning_genmodels.nn.coders import Network, halved_sizes
 
 Estimator = Literal["straight_through", "gumbel_sigmoid"]
@@ -19,9 +19,7 @@ Estimator = Literal["straight_through", "gumbel_sigmoid"]
 _SLOPE = 0.2  # of LeakyReLU below zero (Radford et al. 2016, section 3)
 
 
-def binarize(
-    logits: Tensor, estimator: Estimator, temperature: float = 1.0, generator: torch.Generator | None = None
-) -> Tensor:
+def binarize(logits: Tensor, estimator: Estimator, temperature: float = 1.0, generator: Noise = None) -> Tensor:
     """Pixels that are 0 or 1, with the gradient of a relaxation, so that no discriminator can tell them by their grey.
 
     Args:
@@ -31,7 +29,7 @@ def binarize(
             gradient of sigmoid((logit + noise) / t), noise logistic (Jang et al. 2017, straight-through; Maddison et
             al. 2017, appendix B).
         temperature: t of the relaxation.
-        generator: Source of the noise.
+        generator: Source of the noise: one generator, or one for each of the first dimension.
 
     Returns:
         Values in {0, 1}, shaped as ``logits``, in at least float32.
