@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,15 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import Metric
 
 from lightning_genmodels.base import GenerativeModel, TabularModel, TrainableModel
+from lightning_genmodels.errors import OptionError
 from lightning_genmodels.images import grid, write_png
 
 CHECKPOINTS = "checkpoints"
+EXPORTED = "weights"
+WANDB_ID = "wandb_run_id"
+
+RUN = (CHECKPOINTS, EXPORTED, "config.yaml", "logs", "samples", WANDB_ID)
+"""What a run writes into its folder; Weights & Biases keeps runs apart by itself."""
 
 
 def best_path(root: str | Path) -> Path:
@@ -32,6 +39,34 @@ def last_path(root: str | Path) -> Path:
 def before_fall_path(root: str | Path) -> Path:
     """Where a run keeps the last checkpoint before its learning rate falls, which a longer run can go on from."""
     return Path(root) / CHECKPOINTS / "before_fall.ckpt"
+
+
+def claim(root: Path, *, resumes: bool, overwrite: bool) -> None:
+    """Makes sure that a run which starts in a folder loses no other one.
+
+    Args:
+        root: Folder of the run.
+        resumes: It goes on from a checkpoint, or would if there were one.
+        overwrite: Delete what the folder holds of another run.
+
+    Raises:
+        OptionError: The folder holds a run that is neither resumed nor to be overwritten, or both are asked for.
+    """
+    found = [path for path in (root / name for name in RUN) if path.exists()]
+    if resumes and overwrite:
+        raise OptionError("a run is resumed or overwritten, not both; leave out --overwrite or --ckpt_path")
+    if resumes or not found:
+        return
+    if not overwrite:
+        raise OptionError(
+            f"{root} holds a run ({', '.join(path.name for path in found)}); go on with it by --ckpt_path last, choose "
+            "another folder with --trainer.default_root_dir, or delete it by --overwrite true"
+        )
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -81,28 +116,29 @@ class LastCheckpoint(Checkpoint):
         self.path = last_path(root)
         self.before_fall = before_fall_path(root)
         self.every_n_batches = every_n_batches
-        self._saved_epoch = -1
+        self._is_due = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves within an epoch."""
-        due = self.every_n_batches and (batch_idx + 1) % self.every_n_batches == 0
-        if due and not trainer.is_last_batch and not _validation_follows(trainer, batch_idx):
+        self._is_due |= self.every_n_batches > 0 and (batch_idx + 1) % self.every_n_batches == 0
+        # Gradients that are being accumulated are no part of a checkpoint: it waits for the optimizer's step.
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self._is_due and stepped and not trainer.is_last_batch and not _validation_follows(trainer, batch_idx):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves after validation."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._saved_epoch = trainer.current_epoch
+        """Saves after a validation within an epoch."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves after an epoch without validation."""
-        if self._saved_epoch != trainer.current_epoch:
-            self._save(trainer)
+        """Saves after an epoch and its validation."""
+        self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
+        self._is_due = False
         model = trainer.lightning_module
         if isinstance(model, TrainableModel) and model.is_before_fall:
             trainer.save_checkpoint(self.before_fall, weights_only=False)

@@ -15,8 +15,9 @@ from jsonargparse import ArgumentParser
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_genmodels import __version__, callbacks, evaluation, hub, tracking
+from lightning_genmodels import __version__, callbacks, evaluation, hub, pretrained, tracking
 from lightning_genmodels.base import (
     AdversarialModel,
     AutoregressiveModel,
@@ -46,6 +47,16 @@ class SaveConfig(SaveConfigCallback):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes at once where nothing is fitted."""
+        if stage != "fit" and trainer.is_global_zero:
+            self.save_config(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes once a checkpoint is restored, so that a resume that fails leaves the run's configuration alone."""
+        if trainer.is_global_zero:
+            self.save_config(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called on the first process only."""
@@ -78,6 +89,9 @@ class TrainingCLI(LightningCLI):
         """Parses what ``main`` was given; Lightning would warn of two sources of arguments."""
         self.config = parser.parse_args(args)
 
+    def _parse_ckpt_path(self) -> None:
+        """Takes no hyper-parameters from a checkpoint: the recipe says them."""
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Fit, validate and test."""
@@ -89,6 +103,9 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--compile", type=bool, default=False, help="Compile the networks before training.")
         parser.add_argument(
             "--save_every_n_batches", type=int, default=0, help="Also save last.ckpt within an epoch; 0 for never."
+        )
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="Start anew in a folder that holds a run, which is deleted."
         )
         parser.add_argument("--wandb", type=str | None, default=None, help="Track in this Weights & Biases project.")
         parser.add_argument("--tags", type=list[str], default=[], help="Tags of the tracked run.")
@@ -134,17 +151,26 @@ class TrainingCLI(LightningCLI):
             "best": callbacks.best_path,
             "before_fall": callbacks.before_fall_path,
         }
-        if kwargs["ckpt_path"] == "auto":  # what a job that may be restarted wants
-            path = callbacks.last_path(self.trainer.default_root_dir)
+        root = Path(self.trainer.default_root_dir)
+        is_auto = kwargs["ckpt_path"] == "auto"
+        if is_auto:  # what a job that may be restarted wants
+            path = callbacks.last_path(root)
             kwargs["ckpt_path"] = str(path) if path.is_file() else None
         if kwargs["ckpt_path"] in named:
-            path = named[kwargs["ckpt_path"]](self.trainer.default_root_dir)
+            path = named[kwargs["ckpt_path"]](root)
             if not path.is_file():
                 raise WeightsError(
                     f"no checkpoint at {path}; start without --ckpt_path, or name the run's folder with "
                     "--trainer.default_root_dir"
                 )
             kwargs["ckpt_path"] = str(path)
+        if kwargs["ckpt_path"] is not None:
+            pretrained.check_checkpoint(Path(kwargs["ckpt_path"]), self.model)
+        if (
+            subcommand == "fit" and getattr(rank_zero_only, "rank", 0) == 0
+        ):  # others may start when the first one is at work
+            overwrite = self._get(self.config_init, "overwrite")
+            callbacks.claim(root, resumes=kwargs["ckpt_path"] is not None or is_auto, overwrite=overwrite)
         return kwargs
 
 

@@ -69,6 +69,7 @@ def write(model: TrainableModel, folder: Path, *, half: bool = False) -> None:
         "weights_sha256": hashlib.sha256(content).hexdigest(),
     }
     config["config_sha256"] = _digest(config)
+    _check_finite(str(folder), state, "nothing is written; train again, with a lower learning rate")
     write_atomically(folder / WEIGHTS, content)
     write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
@@ -122,6 +123,7 @@ def read(name: str | Path, *, expected: type | None = None, revision: str | None
         raise WeightsError(f"{path} holds a {cls.__name__}, not a {expected.__name__}; load it with {cls.__name__}")
     _check_overrides(path, cls, hyper_parameters, overrides)
     _check_shapes(path, cls, hyper_parameters, _shapes(state))
+    _check_finite(str(path), state, "take weights of a run that did not diverge")
     model = _build(path, cls, hyper_parameters)
     model.load_state_dict(state, strict=True)
     return model.eval()
@@ -140,7 +142,23 @@ def load_into(model: TrainableModel, name: str | Path) -> None:
         raise WeightsError(f"init_from: {path} holds a {cls.__name__}, which cannot start a {type(model).__name__}")
     way_out = "train a model of the options that these weights were trained with"
     _compare(f"init_from: {path}", _shapes(model.state_dict()), _shapes(state), way_out)
+    _check_finite(f"init_from: {path}", state, "take weights of a run that did not diverge")
     model.load_state_dict(state, strict=True)
+
+
+def check_checkpoint(path: Path, model: TrainableModel) -> None:
+    """Makes sure that a Lightning checkpoint can be loaded into a model.
+
+    Raises:
+        WeightsError: There is none, it is damaged, or of another model.
+    """
+    if not path.is_file():
+        raise WeightsError(f"no checkpoint at {path}; give --ckpt_path a file, or last, best or auto")
+    cls, _, state = _open_checkpoint(path)
+    if cls is not type(model):
+        raise WeightsError(f"{path} holds a {cls.__name__}, not a {type(model).__name__}; name its model with --model")
+    way_out = "give the recipe that this checkpoint was trained with"
+    _compare(str(path), _shapes(model.state_dict()), _shapes(state), way_out)
 
 
 @dataclass(frozen=True)
@@ -275,6 +293,13 @@ def _class(source: Path, name: Any) -> type[TrainableModel]:
         return model_class(name)
     except UnknownNameError as error:
         raise WeightsError(f"{source} names no registered model: {error}") from error
+
+
+def _check_finite(source: str, state: Mapping[str, Tensor], way_out: str) -> None:
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise WeightsError(f"{source}: {count} of {tensor.numel()} numbers of {name!r} are not finite; {way_out}")
 
 
 def _check_overrides(source: Path, cls: type, hyper_parameters: dict[str, Any], overrides: dict[str, Any]) -> None:

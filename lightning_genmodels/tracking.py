@@ -17,12 +17,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from lightning_genmodels import pretrained
-from lightning_genmodels.callbacks import best_path
+from lightning_genmodels.callbacks import EXPORTED, WANDB_ID, BestCheckpoint, last_path
 from lightning_genmodels.data import Batch, BinarizedMNISTDataModule
 from lightning_genmodels.files import write_atomically
-
-EXPORTED = "weights"
-_ID_FILE = "wandb_run_id"
 
 
 def wandb_logger(project: str, root: Path, tags: list[str], monitor: str) -> WandbLogger:
@@ -64,7 +61,7 @@ def _define_summary(logger: WandbLogger, monitor: str) -> None:
 
 def _run_id(root: Path) -> str | None:
     """The id of the run that has this folder, made by the first process when it is first tracked."""
-    file = root / _ID_FILE
+    file = root / WANDB_ID
     _write_run_id(file)
     return file.read_text(encoding="utf-8") if file.is_file() else None
 
@@ -131,6 +128,8 @@ class TrainingMonitor(Callback):
 class ExportBest(Callback):
     """When training ends, exports the best checkpoint to ``weights/``, and sends it to Weights & Biases as an artifact.
 
+    A run that validated nothing exports its last checkpoint.
+
     Args:
         root: Folder of the run.
     """
@@ -140,7 +139,8 @@ class ExportBest(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Only the first process writes."""
-        best = best_path(self.root)
+        found = [callback.best_model_path for callback in trainer.callbacks if isinstance(callback, BestCheckpoint)]  # type: ignore[attr-defined]
+        best = Path(found[0]) if found and found[0] else last_path(self.root)
         if not trainer.is_global_zero or not best.is_file():
             return
         folder = self.root / EXPORTED
