@@ -23,6 +23,7 @@ from lightning_genmodels.base import LatentVariableModel
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import (
     Noise,
+    as_float64,
     keyed_generators,
     log_mean_exp,
     standard_normal,
@@ -153,21 +154,21 @@ class _Chains:
     def forward(self) -> Tensor:
         """Log-weights (M, B), the mean of whose exponentials is p(x)."""
         state = self._start()
-        total = torch.zeros_like(state.joint, dtype=torch.float64)
+        total = torch.zeros_like(as_float64(state.joint))
         steps = range(1, len(self.betas))
         for t in tracked(steps, len(steps), "annealing", "temperature"):
-            total += (self.betas[t] - self.betas[t - 1]) * (state.joint - state.base).double()
+            total += (self.betas[t] - self.betas[t - 1]) * as_float64(state.joint - state.base)
             state, _ = self._transition(state, self.betas[t], self._step_size(t))
         return total
 
     def reverse(self, z: Tensor) -> Tensor:
         """Log-weights (M, B), the mean of whose exponentials is 1 / p(x), from exact samples z (B, D) of p(z|x)."""
         state = self._state(((z - self.mean) / self.std).expand(self.num_chains, -1, -1))
-        total = torch.zeros_like(state.joint, dtype=torch.float64)
+        total = torch.zeros_like(as_float64(state.joint))
         steps = range(len(self.betas) - 1, 0, -1)
         for t in tracked(steps, len(steps), "annealing in reverse", "temperature"):
             state, _ = self._transition(state, self.betas[t], self._step_size(t))
-            total += (self.betas[t - 1] - self.betas[t]) * (state.joint - state.base).double()
+            total += (self.betas[t - 1] - self.betas[t]) * as_float64(state.joint - state.base)
         return total
 
     def _tune(self, temperatures: int) -> Tensor:
@@ -211,7 +212,7 @@ class _Chains:
             return beta * at.gradient - (1.0 - beta) * at.u
 
         noise = self._normal(self.mean.shape[1] + 1)
-        momentum, chance = noise[..., :-1], torch.special.ndtr(noise[..., -1].double())
+        momentum, chance = noise[..., :-1], torch.special.ndtr(as_float64(noise[..., -1]))
         size = step_size[:, None]  # (B, 1)
         before = self._energy(state, momentum, beta)
         proposal = state
@@ -219,13 +220,13 @@ class _Chains:
         for step in range(self.leapfrog):
             proposal = self._state(proposal.u + size * momentum)
             momentum = momentum + (size if step < self.leapfrog - 1 else 0.5 * size) * slope(proposal)
-        accepted = chance.log() < (before - self._energy(proposal, momentum, beta))
+        accepted = (chance.log() < (before - self._energy(proposal, momentum, beta))).to(state.u.device)
         pick = _picker(accepted)
         return _State(*(pick(new, old) for new, old in zip(proposal, state, strict=True))), accepted
 
     def _energy(self, state: _State, momentum: Tensor, beta: float) -> Tensor:
         energy = 0.5 * momentum.square().sum(dim=-1) - beta * state.joint - (1.0 - beta) * state.base
-        return torch.nan_to_num(energy.double(), nan=math.inf)
+        return torch.nan_to_num(as_float64(energy), nan=math.inf)
 
 
 def _picker(accepted: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

@@ -322,7 +322,7 @@ def evaluate(
         split: train, val or test.
         out: Folder for metrics.json and the values of all images. Default: only print the table.
         num_particles: k of the importance-weighted bound, for a latent-variable model.
-        limit: Only the first so many images.
+        limit: Only so many images, the head of one fixed permutation: the static test file is sorted by class.
         seed: Seed of the noise, which is keyed by image: the figures do not depend on batches and processes.
         accelerator: cpu, gpu or auto.
         devices: Number of processes.

@@ -123,4 +123,4 @@ def _difference(x: Tensor, plus: ExplicitModel | None, minus: ExplicitModel) -> 
 
 def _log_prob(model: ExplicitModel, x: Tensor) -> Tensor:
     """(N,) float64 on the CPU, in batches."""
-    return torch.cat([model.log_prob(part).double().cpu() for part in x.split(_BATCH)])
+    return torch.cat([model.log_prob(part).cpu().double() for part in x.split(_BATCH)])

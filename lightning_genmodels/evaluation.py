@@ -36,13 +36,16 @@ from lightning_genmodels.data import BinarizedMNISTDataModule, InMemoryLoader
 from lightning_genmodels.data.datamodule import Split
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.files import write_atomically
-from lightning_genmodels.functional import bits_per_dimension, derive_seed, keyed_generators, process_share
+from lightning_genmodels.functional import as_float64, bits_per_dimension, derive_seed, keyed_generators, process_share
 from lightning_genmodels.metrics import PerImage
 from lightning_genmodels.models import Bernoulli, DigitClassifier
 from lightning_genmodels.probe import linear_probe
 from lightning_genmodels.processes import leave_group_at_exit
 from lightning_genmodels.quality import FEWEST, Judge
 from lightning_genmodels.registry import model_name
+
+SUBSET = "head of a fixed permutation"
+"""Which images an evaluation takes that does not take all."""
 
 METRICS, VALUES = "metrics.json", "values.safetensors"
 
@@ -81,7 +84,8 @@ class Report:
         m, protocol = self.metrics, self.metrics["protocol"]
         lines = [
             f"{m['model']}: {m['num_parameters']:,} parameters, {protocol['binarization']} {protocol['source']}, "
-            f"{protocol['split']}, {protocol['num_images']:,} images",
+            f"{protocol['split']}, {protocol['num_images']:,} images"
+            + (f", the {protocol['subset']}" if "subset" in protocol else ""),
             f"{'figure':10} {'estimator':22} {'nats':>10} {'std. error':>11} {'bits/dim':>9} {'images/s':>10}",
         ]
         for name, figure in m["figures"].items():
@@ -93,7 +97,7 @@ class Report:
             ais, gap = m["ais"], m["ais"]["simulated"]["gap"]
             simulated = ais["simulated"]["num_images"]
             lines.append(
-                f"annealed importance sampling, {ais['estimator']}, first {ais['num_images']} images: "
+                f"annealed importance sampling, {ais['estimator']}, {ais['num_images']} images, the {SUBSET}: "
                 f"{ais['value']:.3f} +- {ais['standard_error']:.3f} nats; on {simulated} images that the model drew, "
                 f"upper and lower bounds are {gap['value']:.3f} +- {gap['standard_error']:.3f} apart"
             )
@@ -158,7 +162,7 @@ def score(model: GenerativeModel, x: Tensor, indices: Sequence[int], figure: str
             parts.append(model.log_prob_by_order(part, [0])[0])
         elif isinstance(model, ExplicitModel):
             parts.append(model.log_prob(part))
-    return torch.cat(parts).double() if parts else torch.zeros(0, dtype=torch.float64)
+    return as_float64(torch.cat(parts)) if parts else torch.zeros(0, dtype=torch.float64)
 
 
 def evaluate(
@@ -184,7 +188,8 @@ def evaluate(
         data: The data module; images of another shape than the model's are an error.
         split: train, val or test.
         num_particles: k of the importance-weighted bound of a latent-variable model.
-        limit: Only the first so many images.
+        limit: Only so many images, the head of one fixed permutation; see
+            :meth:`lightning_genmodels.data.BinarizedMNISTDataModule.subset`.
         seed: Seed of the noise.
         accelerator: As Lightning's Trainer takes it.
         devices: Number of processes; more than one starts them as ``ddp``.
@@ -221,9 +226,11 @@ def evaluate(
         enable_model_summary=False,
         enable_progress_bar=sys.stderr.isatty(),
     )
+    origin = model.device
     trainer.test(evaluator, verbose=False)
     if not trainer.is_global_zero:
         return None
+    model.to(evaluator.device_of_test)  # Lightning left it on the CPU
     figures = {}
     for name, estimator in estimators(model, num_particles).items():
         values = evaluator.found[name]  # of all processes: a torchmetrics.Metric would gather them again
@@ -238,13 +245,18 @@ def evaluate(
     metrics = {
         "model": model_name(type(model)),
         "num_parameters": model.num_parameters,
-        "protocol": {**data.protocol, "split": split, "num_images": evaluator.num_images},
+        "protocol": {
+            **data.protocol,
+            "split": split,
+            "num_images": evaluator.num_images,
+            **({"subset": SUBSET} if evaluator.is_subset else {}),
+        },
         "figures": figures,
         "sampling": {"num_images": 64, "seconds": _sampling_seconds(model, 64)},
         "seed": seed,
         "precision": str(precision),
         "processes": trainer.world_size,
-        "device": _device_name(evaluator.device),
+        "device": _device_name(model.device),
         "versions": _versions(),
     }
     if ais:
@@ -255,6 +267,7 @@ def evaluate(
     if samples:
         quality = evaluate_quality(model, data, split, num_samples=samples, extractor=extractor, seed=seed)
         metrics["quality"] = quality
+    model.to(origin)
     return Report(metrics, evaluator.found)
 
 
@@ -268,13 +281,13 @@ def evaluate_ais(
     num_chains: int = 10,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Annealed importance sampling on the first images of a split, and on as many images that the model draws.
+    """Annealed importance sampling on some images of a split, and on as many images that the model draws.
 
     Args:
         model: A latent-variable model, in evaluation mode.
         data: The data module.
         split: train, val or test.
-        num_images: Images of each kind.
+        num_images: Images of each kind; of the split, the head of one fixed permutation.
         num_temperatures: See :func:`lightning_genmodels.ais.ais_bound`.
         num_chains: See :func:`lightning_genmodels.ais.ais_bound`.
         seed: Seed of the noise.
@@ -289,7 +302,8 @@ def evaluate_ais(
     if not isinstance(model, LatentVariableModel):
         raise OptionError(f"a {type(model).__name__} has no latent variables to anneal; leave out --ais")
     data.prepare_data()
-    images = data.images(split)[:num_images].to(model.device).float()
+    chosen = data.subset(split, num_images)
+    images = data.images(split)[chosen].to(model.device).float()
     size = images_at_once(num_chains)
     parts = [
         ais_bound(
@@ -299,7 +313,7 @@ def evaluate_ais(
             num_chains=num_chains,
             generator=keyed_generators(seed, keys),
         )
-        for part, keys in zip(*_split(images, range(len(images)), size), strict=True)
+        for part, keys in zip(*_split(images, chosen.tolist(), size), strict=True)
     ]
     bracket = ais_bracket(
         model, num_images, num_temperatures=num_temperatures, num_chains=num_chains, seed=derive_seed("ais", seed)
@@ -307,7 +321,7 @@ def evaluate_ais(
     return {
         "estimator": f"{num_temperatures:,} temperatures, {num_chains} chains",
         "num_images": len(images),
-        **_mean_and_error(-torch.cat(parts)),
+        **_mean_and_error(-torch.cat(parts).cpu()),
         "simulated": {
             "num_images": num_images,
             "lower_bound": _mean_and_error(-bracket.upper),
@@ -366,7 +380,7 @@ def evaluate_quality(
         OptionError: Too few samples, or a classifier of images of another shape.
         WeightsError: There is no such classifier.
     """
-    classifier = DigitClassifier.from_pretrained(extractor)
+    classifier = DigitClassifier.from_pretrained(extractor).to(model.device)
     _check_quality(model, num_samples, classifier)
     data.prepare_data()
     train, real = data.images("train"), data.images(split)
@@ -481,6 +495,9 @@ class _Evaluator(LightningModule):
         self.rates: dict[str, float] = {}
         self.num_images = 0
         self.num_seen = 0
+        self.keys = torch.zeros(0, dtype=torch.int64)
+        self.is_subset = False
+        self.device_of_test = torch.device("cpu")
 
     def prepare_data(self) -> None:
         self.data.prepare_data()
@@ -489,22 +506,27 @@ class _Evaluator(LightningModule):
         leave_group_at_exit()
 
     def test_dataloader(self) -> InMemoryLoader:
-        images = self.data.images(self.split)[: self.limit]
+        self.keys = self.data.subset(self.split, self.limit)
+        images = self.data.images(self.split)
+        self.is_subset = len(self.keys) < len(images)
+        images = images[self.keys]
         self.num_images = len(images)
         rows = min([_batch_size(self.model, _particles(name)) for name in self.figures], default=500)
         world = self.trainer.world_size
         return InMemoryLoader(images, rows * world, rank=self.global_rank, world_size=world)
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        indices = process_share(self.num_seen, len(batch), self.global_rank, self.trainer.world_size)
+        places = process_share(self.num_seen, len(batch), self.global_rank, self.trainer.world_size)
         self.num_seen += len(batch)
+        keys = self.keys[places.start : places.stop : places.step].tolist()
         for name in self.figures:
             start = time.perf_counter()
-            values = -score(self.model, batch, indices, name, seed=self.seed)
-            self.gathered[name].update(torch.tensor(indices, device=values.device), values)  # type: ignore[operator]
+            values = -score(self.model, batch, keys, name, seed=self.seed)
+            self.gathered[name].update(torch.tensor(places, device=values.device), values)  # type: ignore[operator]
             self.seconds[name] += time.perf_counter() - start
 
     def on_test_epoch_end(self) -> None:
+        self.device_of_test = self.device
         for name in self.figures:
             self.found[name] = self.gathered[name].compute().cpu()  # type: ignore[operator]
             self.rates[name] = self.num_images / self.seconds[name]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,21 @@ numbers an image sees do not depend on the batch it is in), or None for PyTorch'
 def at_least_float32(values: Tensor) -> Tensor:
     """Half-precision values in float32, others as they are."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+@cache
+def has_float64(device_type: str) -> bool:
+    """Whether tensors on a kind of device can have float64: Apple's (``mps``) cannot."""
+    try:
+        torch.zeros((), device=device_type, dtype=torch.float64)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def as_float64(values: Tensor) -> Tensor:
+    """Values in float64: on their device, or on the CPU where the device has none."""
+    return values.double() if has_float64(values.device.type) else values.cpu().double()
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor, event_dims: int = 3) -> Tensor:
@@ -82,7 +98,7 @@ def mean_logits(images: Tensor) -> Tensor:
     Returns:
         (n,) float64: where the biases of a model's outputs best start, so that it need not learn the mean image.
     """
-    ones = images.sum(dim=0, dtype=torch.float64).flatten()
+    ones = as_float64(images.sum(dim=0, dtype=torch.int64).flatten())
     return torch.log(ones + 1) - torch.log(len(images) - ones + 1)
 
 

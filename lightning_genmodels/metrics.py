@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance  # the package exports it with torch-fidelity alone
 
-from lightning_genmodels.functional import bits_per_dimension
+from lightning_genmodels.functional import as_float64, bits_per_dimension, has_float64
 
 
 class Estimate(NamedTuple):
@@ -21,7 +21,26 @@ class Estimate(NamedTuple):
     standard_error: Tensor
 
 
-class MeanWithError(Metric):
+class _Float64Metric(Metric):
+    """A metric whose states are in float64, and stay so: on the CPU if the module that holds it goes to a device that
+    has no float64.
+    """
+
+    full_state_update = False
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> Self:
+        """Does nothing: the states stay in float64 when a module that holds the metric changes its precision."""
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Any = "") -> Self:
+        # Torchmetrics tells conversions of type, which it leaves out, by the function itself: it is not to be wrapped.
+        if not has_float64(fn(torch.zeros((), device=self.device)).device.type):
+            return self
+        moved: Self = super()._apply(fn, exclude_state)  # type: ignore[assignment]
+        return moved
+
+
+class MeanWithError(_Float64Metric):
     """Mean of one value per image, with the standard error of that mean.
 
     The states are a float64 sum and sum of squares (both of deviations from a fixed ``offset``, so that neither loses
@@ -31,7 +50,6 @@ class MeanWithError(Metric):
         offset: Any constant near the values. It does not change the result beyond rounding.
     """
 
-    full_state_update = False
     total: Tensor
     squares: Tensor
     count: Tensor
@@ -45,7 +63,7 @@ class MeanWithError(Metric):
 
     def update(self, values: Tensor) -> None:
         """Adds one value per image, (B,)."""
-        deviations = values.detach().double() - self.offset
+        deviations = as_float64(values.detach()) - self.offset
         self.total += deviations.sum()
         self.squares += deviations.square().sum()
         self.count += deviations.numel()
@@ -54,10 +72,6 @@ class MeanWithError(Metric):
         """The mean and its standard error (NaN for fewer than two images), over all processes."""
         variance = (self.squares - self.total.square() / self.count) / (self.count - 1)
         return Estimate(self.total / self.count + self.offset, torch.sqrt(variance.clamp(min=0.0) / self.count))
-
-    def set_dtype(self, dst_type: str | torch.dtype) -> MeanWithError:
-        """Does nothing: the states stay in float64 when a module that holds the metric changes its precision."""
-        return self
 
 
 class NegativeLogLikelihood(MeanWithError):  # noqa: N818, an error is something else
@@ -88,7 +102,7 @@ class NegativeLogLikelihood(MeanWithError):  # noqa: N818, an error is something
         return Estimate(*(nats * bits_per_dimension(1.0, self.event_shape) for nats in (value, error)))
 
 
-def frechet_distance(num_features: int) -> FrechetInceptionDistance:
+class FrechetDistance(_Float64Metric, FrechetInceptionDistance):
     """The Fréchet distance between two sets of images in any feature space (Heusel et al. 2017, eq. 6).
 
     It is updated with features (B, D), which whoever has the images extracts: so several metrics share them, and none
@@ -97,13 +111,18 @@ def frechet_distance(num_features: int) -> FrechetInceptionDistance:
     Args:
         num_features: D.
     """
-    return FrechetInceptionDistance(nn.Identity(), input_img_size=(num_features,))  # type: ignore[arg-type]
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(nn.Identity(), input_img_size=(num_features,))  # type: ignore[arg-type]
+
+    def update(self, features: Tensor, real: bool) -> None:
+        """Adds features (B, D), of real images or of samples."""
+        super().update(as_float64(features), real)
 
 
-class PerImage(Metric):
+class PerImage(_Float64Metric):
     """Collects one value per image from all processes, and returns them in the order of the images' indices."""
 
-    full_state_update = False
     indices: list[Tensor]
     values: list[Tensor]
 
@@ -114,8 +133,9 @@ class PerImage(Metric):
 
     def update(self, indices: Tensor, values: Tensor) -> None:
         """Adds values (B,) of the images with these indices (B,)."""
-        self.indices.append(indices.to(values.device))
-        self.values.append(values.detach().double())
+        wide = as_float64(values.detach())
+        self.indices.append(indices.to(wide.device))
+        self.values.append(wide)
 
     def compute(self) -> Tensor:
         """(N,) float64 values, sorted by image index.
@@ -129,7 +149,3 @@ class PerImage(Metric):
         if len(indices) != len(indices.unique()):
             raise RuntimeError(f"{len(indices) - len(indices.unique())} images were counted more than once")
         return values[order]
-
-    def set_dtype(self, dst_type: str | torch.dtype) -> PerImage:
-        """Does nothing: values stay in float64."""
-        return self

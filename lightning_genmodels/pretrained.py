@@ -168,10 +168,12 @@ class Source:
     Attributes:
         path: A folder, or a ``.ckpt`` file.
         sha256: What the registry says of the safetensors file, if it knows it.
+        config_sha256: The same for the config.
     """
 
     path: Path
     sha256: str | None = None
+    config_sha256: str | None = None
 
 
 def resolve(name: str | Path, *, revision: str | None = None) -> Source:
@@ -199,7 +201,8 @@ def resolve(name: str | Path, *, revision: str | None = None) -> Source:
     if _REPO_ID.fullmatch(text):
         return Source(_download(text, revision))
     weights = get_weights(text)
-    return Source(weights.folder or _download(weights.repo, weights.revision), weights.sha256)
+    folder = weights.folder or _download(weights.repo, weights.revision)
+    return Source(folder, weights.sha256, weights.config_sha256)
 
 
 def _download(repo: str, revision: str | None) -> Path:
@@ -219,20 +222,19 @@ def _download(repo: str, revision: str | None) -> Path:
 def _open(source: Source) -> tuple[type[TrainableModel], dict[str, Any], dict[str, torch.Tensor]]:
     if source.path.is_file():
         return _open_checkpoint(source.path)
-    return _open_folder(source.path, source.sha256)
+    return _open_folder(source)
 
 
-def _open_folder(
-    folder: Path, sha256: str | None
-) -> tuple[type[TrainableModel], dict[str, Any], dict[str, torch.Tensor]]:
-    config = _read_config(folder / CONFIG)
+def _open_folder(source: Source) -> tuple[type[TrainableModel], dict[str, Any], dict[str, torch.Tensor]]:
+    folder = source.path
+    config = _read_config(folder / CONFIG, source.config_sha256)
     file = folder / WEIGHTS
     try:
         content = file.read_bytes()
     except OSError as error:
         raise WeightsError(f"cannot read {file}: {error.strerror or error}") from error
     found = hashlib.sha256(content).hexdigest()
-    for expected in (config["weights_sha256"], sha256):
+    for expected in (config["weights_sha256"], source.sha256):
         if expected is not None and found != expected:
             raise WeightsError(f"{file} is damaged: expected sha256 {expected}, found {found}; get the file again")
     try:
@@ -256,11 +258,16 @@ def _open_checkpoint(path: Path) -> tuple[type[TrainableModel], dict[str, Any], 
     return _class(path, name), hyper_parameters, state
 
 
-def _read_config(file: Path) -> dict[str, Any]:
+def _read_config(file: Path, sha256: str | None = None) -> dict[str, Any]:
     try:
         if file.stat().st_size > _MAX_CONFIG_BYTES:
             raise WeightsError(f"{file} has {file.stat().st_size} bytes, a config has at most {_MAX_CONFIG_BYTES}")
-        config = json.loads(file.read_text(encoding="utf-8"))
+        content = file.read_bytes()
+        if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
+            raise WeightsError(
+                f"{file} is not the published one: expected sha256 {sha256}, found {found}; get it again"
+            )
+        config = json.loads(content)
     except OSError as error:
         raise WeightsError(f"cannot read {file}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

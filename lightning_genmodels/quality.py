@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.metrics import frechet_distance
+from lightning_genmodels.metrics import FrechetDistance
 from lightning_genmodels.models.digit_classifier import CLASSES, DigitClassifier
 
 NEIGHBOURS = 3
@@ -67,7 +67,7 @@ class Judge:
     """Real images and a classifier, by which sets of images are judged.
 
     Args:
-        classifier: In evaluation mode; distances and neighbourhoods are those of its features.
+        classifier: In evaluation mode, on any device; distances and neighbourhoods are those of its features.
         train: (N, 1, H, W) binary training images.
         test: (M, 1, H, W) binary test images.
 
@@ -100,7 +100,7 @@ class Judge:
             OptionError: There are too few.
         """
         features, shares = self._seen(images)
-        frechet = frechet_distance(self.classifier.num_features)
+        frechet = FrechetDistance(self.classifier.num_features)
         frechet.update(self.features, real=True)
         frechet.update(features, real=False)
         distances = nearest(images, self.train) if neighbours_of is None else neighbours_of
@@ -123,8 +123,8 @@ class Judge:
         if len(images) < FEWEST:
             raise OptionError(f"expected at least {FEWEST} images to judge, got {len(images)}")
         features = torch.cat([self.classifier.features(part) for part in images.split(500)])
-        classes = self.classifier.classifier(features).argmax(dim=1)
-        return features.double(), torch.bincount(classes, minlength=CLASSES).double() / len(classes)
+        classes = self.classifier.classifier(features).argmax(dim=1).cpu()
+        return features.cpu().double(), torch.bincount(classes, minlength=CLASSES).double() / len(classes)
 
 
 def nearest(images: Tensor, train: Tensor) -> Tensor:

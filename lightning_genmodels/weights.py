@@ -26,6 +26,7 @@ class Weights:
         revision: Tag or commit of the repository that holds exactly these files.
         filename: The safetensors file, beside ``config.json``.
         sha256: Checksum of that file.
+        config_sha256: Checksum of ``config.json``.
         binarization: Data protocol it was trained on: static, dynamic or threshold.
         recipe: The YAML file that trains it.
         license: Licence of the weights, an SPDX identifier.
@@ -39,6 +40,7 @@ class Weights:
     revision: str
     filename: str
     sha256: str
+    config_sha256: str
     binarization: str
     recipe: str
     license: str

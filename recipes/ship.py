@@ -20,7 +20,7 @@ from lightning_genmodels.files import write_atomically
 from lightning_genmodels.hub.publish import SAMPLES
 from lightning_genmodels.images import write_images
 from lightning_genmodels.memory import reuse_freed_memory
-from lightning_genmodels.pretrained import WEIGHTS
+from lightning_genmodels.pretrained import CONFIG, WEIGHTS
 from lightning_genmodels.registry import model_name
 from lightning_genmodels.weights import SHIPPED
 
@@ -73,6 +73,7 @@ def ship(
         revision=version,
         filename=WEIGHTS,
         sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
+        config_sha256=hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest(),
         binarization=data.binarization,
         recipe=recipe,
         license="Apache-2.0",

@@ -8,13 +8,12 @@ from typing import Any, TypedDict, final
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 from typing_extensions import Unpack
 
 from lightning_genmodels.base.implicit import ImplicitModel
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import Noise, derive_seed, keyed_generators, standard_normal
-from lightning_genmodels.metrics import frechet_distance
+from lightning_genmodels.metrics import FrechetDistance
 from lightning_genmodels.nn.adversarial import Estimator, binarize, check_options, discriminator, generator
 from lightning_genmodels.nn.coders import Network
 from lightning_genmodels.nn.features import RandomFeatures
@@ -93,7 +92,7 @@ class AdversarialModel(ImplicitModel, ABC):
         self.generator = generator(network, self.event_shape, hidden_sizes, latent_dim)
         self.discriminator = discriminator(network, self.event_shape, hidden_sizes, dropout)
         self.features = RandomFeatures()
-        self.val_frechet, self.test_frechet = frechet_distance(256), frechet_distance(256)
+        self.val_frechet, self.test_frechet = FrechetDistance(256), FrechetDistance(256)
 
     # What a model implements.
 
@@ -204,7 +203,7 @@ class AdversarialModel(ImplicitModel, ABC):
         self.log("test/frechet", self.test_frechet.compute().float())
         self.test_frechet.reset()
 
-    def _compare(self, metric: FrechetInceptionDistance, batch: Tensor) -> None:
+    def _compare(self, metric: FrechetDistance, batch: Tensor) -> None:
         """An image always stands beside the sample of the same latents, so that the figures of epochs can be compared,
         and do not depend on batches and processes.
         """

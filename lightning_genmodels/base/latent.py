@@ -17,6 +17,7 @@ from lightning_genmodels.base.representation import RepresentationModel
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import (
     Noise,
+    as_float64,
     keyed_generators,
     sample_bernoulli,
 )
@@ -112,11 +113,11 @@ class LatentVariableModel(LossTrainedModel, RepresentationModel, ABC):
             raise OptionError(f"expected num_particles of at least 1, got {num_particles}")
         x = self._checked(x)
         blocks = [
-            torch.logsumexp(self.log_weights(x, size, generator=generator).double(), dim=0)
+            torch.logsumexp(as_float64(self.log_weights(x, size, generator=generator)), dim=0)
             for size in chunk_sizes(num_particles, self.particle_block)
         ]
         bound = torch.logsumexp(torch.stack(blocks), dim=0) - math.log(num_particles)
-        return bound.to(torch.float64 if self.dtype == torch.float64 else torch.float32)
+        return bound.to(torch.float64 if self.dtype == torch.float64 else torch.float32).to(x.device)
 
     def training_loss(self, x: Tensor) -> Tensor:
         """Mean negative ELBO in nats per image, or the importance-weighted bound for more than one particle."""

@@ -115,6 +115,25 @@ class BinarizedMNISTDataModule(LightningDataModule):
         images = self._images[_known(split)]
         return _draw(images, split) if self._is_drawn_anew(split) else images
 
+    def subset(self, split: Split, count: int | None = None) -> Tensor:
+        """Indices of ``count`` images of a split: the head of one fixed permutation, whatever the order of the file.
+
+        The file of the static test images is sorted by class, so that its own head would hold zeros alone.
+
+        Args:
+            split: train, val or test.
+            count: How many; None for all, in the order of the file.
+
+        Returns:
+            (count,) int64, at most as many as there are.
+        """
+        self.setup()
+        total = len(self._images[_known(split)])
+        if count is None or count >= total:
+            return torch.arange(total)
+        generator = torch.Generator().manual_seed(derive_seed("subset", split, _EVALUATION_SEED))
+        return torch.randperm(total, generator=generator)[:count]
+
     def labels(self, split: Split) -> Tensor:
         """Digit classes of a split, (N,) uint8, in the order of the images.
 

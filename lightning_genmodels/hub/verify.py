@@ -26,7 +26,7 @@ class Verification:
 
     Attributes:
         figure: Its name, such as "nll" or "iw5000".
-        num_images: How many images were recomputed, from the first.
+        num_images: How many images were recomputed.
         largest_difference: In nats, between a stored value and the recomputed one.
         agrees: Whether all differences are within the tolerance, and the stored values have the published mean.
     """
@@ -42,7 +42,13 @@ class Verification:
 
 
 def verify(
-    name: str, root: str | None = None, *, full: bool = False, seconds: float = 60.0, batch: int = _CHUNK
+    name: str,
+    root: str | None = None,
+    *,
+    full: bool = False,
+    seconds: float = 60.0,
+    batch: int = _CHUNK,
+    seed: int | None = None,
 ) -> list[Verification]:
     """Loads a weight, scores the images its figures were measured on, and compares value by value.
 
@@ -52,6 +58,7 @@ def verify(
         full: All images, however long it takes.
         seconds: Else: stop after so long for each figure (at least one batch is scored).
         batch: Images at a time.
+        seed: Of the order in which images are recomputed; default: drawn anew, so that nobody knows which they will be.
 
     Raises:
         WeightsError: The weights are damaged, or have no figures; or the model has no likelihood.
@@ -77,14 +84,18 @@ def verify(
         image_size=protocol["image_size"],
     )
     data.prepare_data()
-    images = data.images(protocol["split"])[: protocol["num_images"]].float()
+    keys = data.subset(protocol["split"], protocol["num_images"])
+    images = data.images(protocol["split"])[keys].float()
+    chooser = torch.Generator()
+    chooser.manual_seed(chooser.seed() if seed is None else seed)
+    order = torch.randperm(len(images), generator=chooser)
     found = []
     for figure, values in stored.items():
         start, difference, count = time.monotonic(), 0.0, 0
         while count < len(images) and (full or count == 0 or time.monotonic() - start < seconds):
-            part = images[count : count + batch]
-            recomputed = -score(model, part, range(count, count + len(part)), figure, seed=metrics["seed"])
-            worst = (recomputed - values[count : count + len(part)].double()).abs().max()
+            part = order[count : count + batch]
+            recomputed = -score(model, images[part], keys[part].tolist(), figure, seed=metrics["seed"])
+            worst = (recomputed - values[part].double()).abs().max()
             difference = max(difference, float(torch.nan_to_num(worst, nan=float("inf"))))
             count += len(part)
         same_mean = abs(values.double().mean().item() - metrics["figures"][figure]["value"]) < TOLERANCE

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_genmodels.base import TabularModel
-from lightning_genmodels.functional import bernoulli_log_prob, sample_bernoulli
+from lightning_genmodels.functional import as_float64, bernoulli_log_prob, sample_bernoulli
 
 
 class Bernoulli(TabularModel):
@@ -41,7 +41,7 @@ class Bernoulli(TabularModel):
     @torch.no_grad()
     def fit_statistics(self, counts: Tensor) -> None:
         """Maximum likelihood with one image more in which a pixel is 0, and one more in which it is 1."""
-        total, ones = counts[0].double(), counts[1:].double()
+        total, ones = as_float64(counts[0]), as_float64(counts[1:])
         self.logits.copy_((torch.log(ones + 1) - torch.log(total - ones + 1)).view(self.event_shape))
 
     def _log_prob(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_genmodels.base import AutoregressiveModel, TabularModel
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import fill_in_order
+from lightning_genmodels.functional import as_float64, fill_in_order
 
 _MAX_PIXELS = 16
 
@@ -67,7 +67,7 @@ class ChainRuleTable(TabularModel, AutoregressiveModel):
     def fit_statistics(self, counts: Tensor) -> None:
         """Maximum likelihood with pseudo-counts that amount to ``pseudo_count`` more of each whole image."""
         n = len(self.pixel_order)
-        tables = counts.double().view(-1, 2).split([2**i for i in range(n)])
+        tables = as_float64(counts).view(-1, 2).split([2**i for i in range(n)])
         smoothed = torch.cat([table + self.pseudo_count * 2 ** (n - 1 - i) for i, table in enumerate(tables)])
         zeros, ones = smoothed.unbind(1)
         self.logits.copy_(torch.log(ones) - torch.log(zeros))

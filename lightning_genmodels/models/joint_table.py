@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_genmodels.base import TabularModel
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import uniform
+from lightning_genmodels.functional import as_float64, uniform
 
 _MAX_PIXELS = 16
 
@@ -53,16 +53,16 @@ class JointTable(TabularModel):
     @torch.no_grad()
     def fit_statistics(self, counts: Tensor) -> None:
         """Maximum likelihood with ``pseudo_count`` more of each image."""
-        smoothed = counts.double() + self.pseudo_count
+        smoothed = as_float64(counts) + self.pseudo_count
         self.logits.copy_(torch.log(smoothed / smoothed.sum()))
 
     def _log_prob(self, x: Tensor) -> Tensor:
         return torch.log_softmax(self.logits, dim=0)[self._row(x)]
 
     def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
-        cumulative = torch.softmax(self.logits.double(), dim=0).cumsum(0)
+        cumulative = torch.softmax(as_float64(self.logits), dim=0).cumsum(0)
         numbers = uniform((num_samples,), generator, cumulative)
-        row = torch.searchsorted(cumulative, numbers).clamp(max=len(cumulative) - 1)  # the sum may fall short of one
+        row = torch.searchsorted(cumulative, numbers).to(self.device).clamp(max=len(cumulative) - 1)  # rounded sums
         return ((row.unsqueeze(1) & self._digits()) > 0).float().view(-1, *self.event_shape)
 
     def _digits(self) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_genmodels.base import AutoregressiveModel, TabularModel
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import draw_pixel
+from lightning_genmodels.functional import as_float64, draw_pixel
 
 _MAX_MEMORY = 16  # n * 2^k counts have to fit in memory
 
@@ -67,7 +67,7 @@ class Markov(TabularModel, AutoregressiveModel):
     @torch.no_grad()
     def fit_statistics(self, counts: Tensor) -> None:
         """Maximum likelihood, with ``pseudo_count`` more of each outcome in each context."""
-        zeros, ones = (counts.double() + self.pseudo_count).unbind(-1)
+        zeros, ones = (as_float64(counts) + self.pseudo_count).unbind(-1)
         self.logits.copy_(torch.log(ones) - torch.log(zeros))
 
     def conditional_logits(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from lightning_genmodels.functional import standard_normal, uniform
+from lightning_genmodels.functional import as_float64, standard_normal, uniform
 
 
 class GaussianMixture(nn.Module):
@@ -53,7 +53,7 @@ class GaussianMixture(nn.Module):
                 1e-4 nats a code.
             seed: Of the choice of the first means.
         """
-        z = z.double()
+        z = as_float64(z)
         count, dim = z.shape
         components = len(self.means)
         centred = z - z.mean(0)
@@ -65,7 +65,7 @@ class GaussianMixture(nn.Module):
         self._set(z.new_full((components,), 1.0 / components), self._spread(z, components, generator), covariances)
         found = -math.inf
         for _ in range(steps):
-            log_joint = self._log_joint(z.to(self.means)).double()  # (N, M)
+            log_joint = as_float64(self._log_joint(z.to(self.means)))  # (N, M)
             before, found = found, float(torch.logsumexp(log_joint, dim=1).mean())
             if found - before < 1e-4:
                 break
