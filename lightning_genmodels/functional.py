@@ -190,7 +190,7 @@ def uniform(shape: Sequence[int], generator: Noise, like: Tensor) -> Tensor:
 
 def sample_bernoulli(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draws pixels in {0, 1}, float32, shaped as ``logits``, each 1 with probability ``sigmoid(logits)``."""
-    return (uniform(logits.shape, generator, logits) < torch.sigmoid(logits)).to(torch.float32)
+    return (uniform(logits.shape, generator, logits) < torch.sigmoid(at_least_float32(logits))).to(torch.float32)
 
 
 def check_images(x: Tensor, event_shape: Sequence[int], *, values: bool = True) -> None:
@@ -430,7 +430,7 @@ def draw_pixel(logits: Tensor, uniforms: Tensor, x: Tensor, observed: Tensor) ->
 
     All arguments are (N,); a ``uniforms`` below the probability makes a 1, so the same numbers draw the same pixels.
     """
-    return torch.where(observed, x, (uniforms < torch.sigmoid(logits)).to(x))
+    return torch.where(observed, x, (uniforms < torch.sigmoid(at_least_float32(logits))).to(x))
 
 
 def fill_in_order(

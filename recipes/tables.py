@@ -22,7 +22,7 @@ def row(weights: Weights) -> str:
         f"{figure['value']:.2f} ± {figure['standard_error']:.2f} ({figure['estimator']})" for figure in figures.values()
     )
     beside = published(weights)
-    theirs = f"{beside.value:.2f} ({beside.estimator}; {beside.source})" if beside else ""
+    theirs = str(beside) if beside else ""
     size = weights.metrics["protocol"]["image_size"]
     data = f"{weights.binarization}, {size}x{size}"
     parameters = f"{weights.metrics['num_parameters']:,}"

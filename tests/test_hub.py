@@ -194,7 +194,7 @@ def test_swapped_weights_on_the_hub_are_refused(hub: HubServer, client: Client) 
         Weights.folder = property(lambda self: None)
         result["said"] = str(attempt(gm.load, "bernoulli"))
     """)["said"]
-    assert "is damaged: expected sha256 " + registry()["bernoulli.static_v1"].sha256 in said
+    assert "is not the published one: expected sha256 " + registry()["bernoulli.static_v1"].config_sha256 in said
 
 
 def test_failures_of_downloads_are_one_error_and_leave_no_file(hub: HubServer, client: Client, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ class AdversarialModel(ImplicitModel, ABC):
 
     def generate(self, z: Tensor, *, generator: Noise = None) -> Tensor:
         """Images (N, 1, H, W) in {0, 1} of latents (N, D), with a gradient; noise from one generator, or one a row."""
-        return binarize(self.decode(z), self.estimator, self.temperature, generator)
+        return binarize(self.decode(z), self.estimator, self.temperature, generator).to(self._number_type)
 
     @final
     def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:

@@ -102,6 +102,8 @@ class AutoregressiveModel(ExplicitModel, ABC):
             ImageError: ``x`` is no batch of binary images, or ``observed`` does not fit it.
         """
         x, observed = _checked_observed(self, x, observed)
+        if not len(x):
+            return x.float()
         uniforms = uniform((len(x), math.prod(self.event_shape)), generator, x)
         _warn_of_ignored(_ignored(observed, self.pixel_order[None])[:, 0], "the order of the model")
         return self._fill(x, observed, uniforms).float()
@@ -206,6 +208,8 @@ class OrderMixture(ExplicitModel, ABC):
             ImageError: ``x`` is no batch of binary images, or ``observed`` does not fit it.
         """
         x, observed = _checked_observed(self, x, observed)
+        if not len(x):
+            return x.float()
         uniforms = uniform((len(x), math.prod(self.event_shape)), generator, x)
         ignored = _ignored(observed, self.pixel_orders, self.joint_pixels)  # (B, M)
         if not self.any_order:

@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from lightning_genmodels.base.generative import LossTrainedModel, TrainingOptions
+from lightning_genmodels.functional import at_least_float32
 from lightning_genmodels.metrics import NegativeLogLikelihood
 
 _COUNTED_AT_ONCE = 1000  # images
@@ -47,7 +48,8 @@ class ExplicitModel(LossTrainedModel, ABC):
         Raises:
             ImageError: Wrong shape, NaN, or pixels other than 0 and 1.
         """
-        return self._log_prob(self._checked(x))
+        x = self._checked(x)
+        return self._log_prob(x) if len(x) else at_least_float32(x.new_zeros(0))
 
     def _validation_log_prob(self, x: Tensor, indices: range) -> Tensor:
         """Log-probability (B,) as validated during training: exact, unless that would take longer than training.

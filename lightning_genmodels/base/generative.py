@@ -362,6 +362,11 @@ class TrainableModel(LightningModule, ABC):
     # Helpers for the kinds below.
 
     @property
+    def _number_type(self) -> torch.dtype:
+        """The type of the parameters, which is float32 in mixed precision, too."""
+        return next(self.parameters()).dtype
+
+    @property
     def _starts_anew(self) -> bool:
         """Whether fitting starts from ``init_from`` or from a look at the data."""
         return not self._is_initialized

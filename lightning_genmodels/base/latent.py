@@ -10,6 +10,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 from torch.distributions import Normal
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import Unpack
 
 from lightning_genmodels.base.generative import LossTrainedModel, TrainingOptions, chunk_sizes
@@ -18,6 +19,7 @@ from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import (
     Noise,
     as_float64,
+    at_least_float32,
     keyed_generators,
     sample_bernoulli,
 )
@@ -95,7 +97,8 @@ class LatentVariableModel(LossTrainedModel, RepresentationModel, ABC):
         """Importance-weighted bound (Burda et al. 2016, eq. 8): log mean exp of K log-weights, in expectation below
         log p(x) and rising with K.
 
-        Particles are drawn ``particle_block`` at a time, so that memory does not grow with K.
+        Particles are drawn ``particle_block`` at a time, so that memory does not grow with K; with gradients, blocks
+        are computed again in the backward pass.
 
         Args:
             x: (B, 1, H, W) binary images.
@@ -112,12 +115,38 @@ class LatentVariableModel(LossTrainedModel, RepresentationModel, ABC):
         if num_particles < 1:
             raise OptionError(f"expected num_particles of at least 1, got {num_particles}")
         x = self._checked(x)
-        blocks = [
-            torch.logsumexp(as_float64(self.log_weights(x, size, generator=generator)), dim=0)
-            for size in chunk_sizes(num_particles, self.particle_block)
-        ]
-        bound = torch.logsumexp(torch.stack(blocks), dim=0) - math.log(num_particles)
-        return bound.to(torch.float64 if self.dtype == torch.float64 else torch.float32).to(x.device)
+        if not len(x):
+            return at_least_float32(x.new_zeros(0))
+        sizes = list(chunk_sizes(num_particles, self.particle_block))
+        keeps_graphs = torch.is_grad_enabled() and len(sizes) > 1
+        block = self._recomputed_block if keeps_graphs else self._block
+        bound = torch.logsumexp(torch.stack([block(x, size, generator) for size in sizes]), dim=0)
+        bound = bound - math.log(num_particles)
+        return bound.to(torch.float64 if self._number_type == torch.float64 else torch.float32).to(x.device)
+
+    def _block(self, x: Tensor, num_particles: int, generator: Noise) -> Tensor:
+        """Log of the sum of the weights of some particles, (B,) float64."""
+        return torch.logsumexp(as_float64(self.log_weights(x, num_particles, generator=generator)), dim=0)
+
+    def _recomputed_block(self, x: Tensor, num_particles: int, generator: Noise) -> Tensor:
+        """The same, whose activations are not kept for the gradient, but computed again from the same noise."""
+        generators = [generator] if isinstance(generator, torch.Generator) else list(generator or ())
+        states = [source.get_state() for source in generators]
+        is_first = True
+
+        def block(x: Tensor) -> Tensor:
+            nonlocal is_first
+            now = [source.get_state() for source in generators]
+            if not is_first:
+                _restore(generators, states)
+            found = self._block(x, num_particles, generator)
+            if not is_first:
+                _restore(generators, now)
+            is_first = False
+            return found
+
+        recomputed: Tensor = checkpoint(block, x, use_reentrant=False)
+        return recomputed
 
     def training_loss(self, x: Tensor) -> Tensor:
         """Mean negative ELBO in nats per image, or the importance-weighted bound for more than one particle."""
@@ -166,3 +195,8 @@ class LatentVariableModel(LossTrainedModel, RepresentationModel, ABC):
         self._log_estimate(f"test/iw{self.particle_block}", self.test_iw.compute())
         self.test_nelbo.reset()
         self.test_iw.reset()
+
+
+def _restore(generators: Sequence[torch.Generator], states: Sequence[Tensor]) -> None:
+    for source, state in zip(generators, states, strict=True):
+        source.set_state(state)

@@ -113,7 +113,7 @@ def _figures(weights: Weights) -> str:
     )
     theirs = published(weights)
     if theirs is not None:
-        text += f"\n\nPublished: {theirs.value:.2f} ({theirs.estimator}; {theirs.source})."
+        text += f"\n\nPublished: {theirs}."
     return text
 
 

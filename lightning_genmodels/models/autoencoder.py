@@ -95,7 +95,7 @@ class Autoencoder(ImplicitModel, LossTrainedModel, RepresentationModel):
 
     def decode(self, z: Tensor) -> Tensor:
         """Logits (..., 1, H, W) of the pixels given codes (..., D)."""
-        logits: Tensor = self.decoder(z).unflatten(-1, self.event_shape)
+        logits: Tensor = self.decoder(z.to(self._number_type)).unflatten(-1, self.event_shape)
         return logits
 
     def reconstruction(self, x: Tensor) -> Tensor:

@@ -297,7 +297,7 @@ class _Layer(nn.Module):
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
         scale = F.softplus(self.to_scale(F.silu(h)) + 0.5)
-        h = h + self.from_latent(scale * z)
+        h = h + self.from_latent(scale * z.to(scale.dtype))
         refined: Tensor = h + self.refine(h)
         return refined
 

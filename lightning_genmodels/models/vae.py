@@ -149,11 +149,11 @@ class VAE(LatentVariableModel):
         mean: Tensor = self.posterior(x).mean
         if not self.top_latent_dim:
             return mean
-        return torch.cat([mean, _gaussian(self.top_encoder(mean)).mean], dim=-1)
+        return torch.cat([mean, _gaussian(self.top_encoder(mean.to(self._number_type))).mean], dim=-1)
 
     def decode(self, z: Tensor) -> Tensor:
         """Logits (..., 1, H, W) of the pixels given latents (..., D)."""
-        logits: Tensor = self.decoder(z[..., : self.latent_dim]).unflatten(-1, self.event_shape)
+        logits: Tensor = self.decoder(z[..., : self.latent_dim].to(self._number_type)).unflatten(-1, self.event_shape)
         return logits
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class VAE(LatentVariableModel):
         noise = standard_normal(num_particles, len(x), (width,), generator, like=posterior.mean)  # (K, B, D)
         z, log_q = _draw(posterior, noise[..., : self.latent_dim])
         if self.top_latent_dim:
-            top, log_q_top = _draw(_gaussian(self.top_encoder(z)), noise[..., self.latent_dim :])
+            top, log_q_top = _draw(_gaussian(self.top_encoder(z.to(self._number_type))), noise[..., self.latent_dim :])
             z, log_q = torch.cat([z, top], dim=-1), log_q + log_q_top
         return self.log_joint(x, z) - log_q
 
@@ -195,9 +195,9 @@ class VAE(LatentVariableModel):
         reconstruction = bernoulli_log_prob(self.decode(z), self._checked(x))
         if not self.top_latent_dim:
             return reconstruction, _kl_to_standard_normal(posterior)
-        top_posterior = _gaussian(self.top_encoder(z))
+        top_posterior = _gaussian(self.top_encoder(z.to(self._number_type)))
         top, _ = _draw(top_posterior, noise[..., self.latent_dim :])
-        log_prior = _gaussian(self.top_decoder(top)).log_prob(z).sum(dim=-1)
+        log_prior = _gaussian(self.top_decoder(top.to(self._number_type))).log_prob(z).sum(dim=-1)
         return reconstruction, log_q - log_prior + _kl_to_standard_normal(top_posterior)
 
     def training_loss(self, x: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ class VAE(LatentVariableModel):
         if not self.top_latent_dim:
             return noise
         top = noise[..., self.latent_dim :]
-        z, _ = _draw(_gaussian(self.top_decoder(top)), noise[..., : self.latent_dim])
+        z, _ = _draw(_gaussian(self.top_decoder(top.to(self._number_type))), noise[..., : self.latent_dim])
         return torch.cat([z, top], dim=-1)
 
     def _log_prior(self, z: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ class VAE(LatentVariableModel):
         if not self.top_latent_dim:
             return standard_normal_log_prob(z)
         z, top = z[..., : self.latent_dim], z[..., self.latent_dim :]
-        log_prob: Tensor = _gaussian(self.top_decoder(top)).log_prob(z).sum(dim=-1)
+        log_prob: Tensor = _gaussian(self.top_decoder(top.to(self._number_type))).log_prob(z).sum(dim=-1)
         return log_prob + standard_normal_log_prob(top)
 
 

@@ -134,7 +134,7 @@ class ConvolutionalDecoder(nn.Module):
         for convolution, (height, width) in zip(self.convolutions, reversed(self.sizes), strict=True):
             y = convolution(self.dropout(F.silu(y)))[..., :height, :width]
         logits: Tensor = y.flatten(1) + self.bias
-        return logits.view(*z.shape[:-1], -1)
+        return logits.view(*z.shape[:-1], len(self.bias))
 
 
 def halved_sizes(event_shape: tuple[int, int, int], halvings: int) -> list[tuple[int, int]]:
