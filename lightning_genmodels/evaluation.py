@@ -41,7 +41,7 @@ from lightning_genmodels.metrics import PerImage
 from lightning_genmodels.models import Bernoulli, DigitClassifier
 from lightning_genmodels.probe import linear_probe
 from lightning_genmodels.processes import leave_group_at_exit
-from lightning_genmodels.quality import FEWEST, Judge
+from lightning_genmodels.quality import FEWEST, Judge, Quality, deviation, mean, with_deviation
 from lightning_genmodels.registry import model_name
 
 SUBSET = "head of a fixed permutation"
@@ -357,8 +357,10 @@ def evaluate_quality(
     split: Split = "test",
     *,
     num_samples: int = 10_000,
+    num_seeds: int = 3,
     extractor: str | Path = EXTRACTOR,
     seed: int = 0,
+    reference: QualityReference | None = None,
 ) -> dict[str, Any]:
     """Judges samples beside the images of a split; see :class:`lightning_genmodels.quality.Quality`.
 
@@ -368,39 +370,78 @@ def evaluate_quality(
         split: train, val or test.
         num_samples: How many images the model draws. The Fréchet distance falls with their number, so figures of
             different numbers are not comparable.
+        num_seeds: How many such sets it draws: every figure is their mean, with the standard deviation over them.
         extractor: The digit classifier whose features and classes are taken: a weight, a folder or a checkpoint.
         seed: Seed of the samples.
+        reference: What they stand beside, if it was made before, with the same arguments.
 
     Returns:
-        JSON: the figures of the ``samples``; of the ``floor``, as many training images (for ``nearest`` and ``copies``:
-        the images of the split); and of the ``ceiling``, as many draws of independent pixels fitted to the training
-        images.
+        JSON: means (``results``) and standard deviations (``deviations``) of the figures of the ``samples``; of the
+        ``floor``, as many training images (for ``nearest`` and ``copies``: the images of the split); and of the
+        ``ceiling``, as many draws of independent pixels fitted to the training images.
 
     Raises:
-        OptionError: Too few samples, or a classifier of images of another shape.
+        OptionError: Too few samples or seeds, or a classifier of images of another shape.
         WeightsError: There is no such classifier.
     """
     classifier = DigitClassifier.from_pretrained(extractor).to(model.device)
     _check_quality(model, num_samples, classifier)
-    data.prepare_data()
-    train, real = data.images("train"), data.images(split)
-    judge = Judge(classifier, train, real)
-    source = torch.Generator().manual_seed(derive_seed("quality", seed))
-    chosen = torch.randperm(len(train), generator=source)[:num_samples]
-    independent = Bernoulli(data.event_shape)
-    independent.fit_statistics(independent.statistics(train))
-    results = {
-        "samples": judge.judge(model.sample(num_samples, generator=source).cpu()),
-        "floor": judge.judge(train[chosen], neighbours_of=judge.nearest),
-        "ceiling": judge.judge(independent.sample(num_samples, generator=source)),
-    }
+    if num_seeds < 2:
+        raise OptionError(f"expected num_seeds of at least 2, whose deviation is the error, got {num_seeds}")
+    reference = reference or QualityReference(data, split, num_samples, num_seeds, classifier, seed)
+    found = {"samples": [reference.judge.judge(reference.draw(model, repeat)) for repeat in range(num_seeds)]}
+    found |= {"floor": reference.floor, "ceiling": reference.ceiling}
     return {
         "num_samples": num_samples,
-        "num_real": len(real),
+        "num_seeds": num_seeds,
+        "num_real": reference.num_real,
         "split": split,
         "extractor": str(extractor),
-        "results": {name: asdict(quality) for name, quality in results.items()},
+        "results": {name: mean(qualities) for name, qualities in found.items()},
+        "deviations": {name: deviation(qualities) for name, qualities in found.items()},
     }
+
+
+class QualityReference:
+    """What the samples of every model are judged by and stand beside: real images, and draws of independent pixels.
+
+    Args:
+        data: The data module.
+        split: train, val or test.
+        num_samples: Images in a set.
+        num_seeds: Sets.
+        classifier: In evaluation mode.
+        seed: Seed of all sets.
+    """
+
+    def __init__(
+        self,
+        data: BinarizedMNISTDataModule,
+        split: Split,
+        num_samples: int,
+        num_seeds: int,
+        classifier: DigitClassifier,
+        seed: int = 0,
+    ) -> None:
+        data.prepare_data()
+        train, real = data.images("train"), data.images(split)
+        self.num_samples, self.seed, self.num_real = num_samples, seed, len(real)
+        self.judge = Judge(classifier, train, real)
+        independent = Bernoulli(data.event_shape)
+        independent.initialize(train)
+        self.floor: list[Quality] = []
+        self.ceiling: list[Quality] = []
+        for repeat in range(num_seeds):
+            chosen = torch.randperm(len(train), generator=self._source("floor", repeat))[:num_samples]
+            self.floor.append(self.judge.judge(train[chosen], neighbours_of=self.judge.nearest))
+            self.ceiling.append(self.judge.judge(self.draw(independent, repeat)))
+
+    def draw(self, model: GenerativeModel, repeat: int) -> Tensor:
+        """A set of samples of a model, on the CPU."""
+        return model.sample(self.num_samples, generator=self._source("samples", repeat)).cpu()
+
+    def _source(self, kind: str, repeat: int) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed("quality", kind, self.seed, repeat))
 
 
 def _check_quality(model: GenerativeModel, num_samples: int, classifier: DigitClassifier) -> None:
@@ -416,17 +457,19 @@ def _check_quality(model: GenerativeModel, num_samples: int, classifier: DigitCl
 def quality_lines(quality: dict[str, Any]) -> list[str]:
     """What :func:`evaluate_quality` found, as lines of text."""
     lines = [
-        f"{quality['num_samples']:,} samples beside {quality['num_real']:,} {quality['split']} images, as "
-        f"{quality['extractor']} sees them",
-        f"{'':24} {'Frechet':>9} {'precision':>9} {'recall':>7} {'coverage':>8} {'classes':>7} "
-        f"{'rarest':>7} {'label KL':>8} {'nearest':>8} {'copies':>7}",
+        f"{quality['num_seeds']} times {quality['num_samples']:,} samples beside {quality['num_real']:,} "
+        f"{quality['split']} images, as {quality['extractor']} sees them; mean ± standard deviation",
+        f"{'':24} {'Frechet':>12} {'precision':>15} {'recall':>15} {'coverage':>15} {'classes':>7} "
+        f"{'rarest':>13} {'label KL':>17} {'nearest':>14} {'copies':>15}",
     ]
     kinds = {"samples": "samples", "floor": "floor: real images", "ceiling": "ceiling: independent"}
     for kind, q in quality["results"].items():
+        d = quality["deviations"][kind]
+        said = {key: with_deviation(q[key], d[key]) for key in q}
         lines.append(
-            f"{kinds[kind]:24} {q['frechet']:9.2f} {q['precision']:9.3f} {q['recall']:7.3f} "
-            f"{q['coverage']:8.3f} {q['classes']:7} {q['rarest_class']:7.2f} "
-            f"{q['label_kl']:8.4f} {q['nearest']:8.1f} {q['copies']:7.3f}"
+            f"{kinds[kind]:24} {said['frechet']:>12} {said['precision']:>15} {said['recall']:>15} "
+            f"{said['coverage']:>15} {q['classes']:7.0f} {said['rarest_class']:>13} {said['label_kl']:>17} "
+            f"{said['nearest']:>14} {said['copies']:>15}"
         )
     return lines
 

@@ -6,7 +6,8 @@ alone it means nothing. None of them is a likelihood, and none sees everything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,24 +144,45 @@ def nearest(images: Tensor, train: Tensor) -> Tensor:
     return torch.cat(found).double()
 
 
-def quality_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def mean(qualities: Sequence[Quality]) -> dict[str, float]:
+    """The mean of every figure over several sets of samples."""
+    return {key: float(torch.tensor(values).mean()) for key, values in _figures(qualities).items()}
+
+
+def deviation(qualities: Sequence[Quality]) -> dict[str, float]:
+    """The standard deviation of every figure over several sets of samples."""
+    return {key: float(torch.tensor(values).std()) for key, values in _figures(qualities).items()}
+
+
+def with_deviation(value: float, spread: float) -> str:
+    """A figure and its standard deviation, with no more digits than they carry: ``35.5 ± 0.6``."""
+    if spread <= 0.0:
+        return f"{value:.4g}"
+    decimals = max(0, -math.floor(math.log10(spread)))
+    return f"{value:.{decimals}f} ± {spread:.{decimals}f}"
+
+
+def quality_table(rows: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
     """A table in Markdown of what :class:`Quality` holds, lowest Fréchet distance first.
 
     Args:
-        rows: The figures of each set of images, by its label.
+        rows: Means and standard deviations of the figures of each set of images, by its label.
     """
     head = [
-        "| samples of | Fréchet distance | precision | recall | coverage | classes | rarest, commonest class | "
+        "| samples of | Fréchet distance | precision | recall | coverage | classes | rarest class | commonest class | "
         "label KL | pixels to the nearest training image | copies |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    keys = ["frechet", "precision", "recall", "coverage", "classes", "rarest_class", "commonest_class", "label_kl"]
     lines = [
-        f"| {label} | {q['frechet']:.2f} | {q['precision']:.3f} | {q['recall']:.3f} | {q['coverage']:.3f} | "
-        f"{q['classes']} | {q['rarest_class']:.2f}, {q['commonest_class']:.2f} | {q['label_kl']:.4f} | "
-        f"{q['nearest']:.1f} | {100 * q['copies']:.1f} % |"
-        for label, q in sorted(rows.items(), key=lambda row: row[1]["frechet"])
+        " | ".join([f"| {label}", *(with_deviation(q[key], d[key]) for key in [*keys, "nearest", "copies"])]) + " |"
+        for label, (q, d) in sorted(rows.items(), key=lambda row: row[1][0]["frechet"])
     ]
     return "\n".join([*head, *lines])
+
+
+def _figures(qualities: Sequence[Quality]) -> dict[str, list[float]]:
+    return {key: [float(getattr(quality, key)) for quality in qualities] for key in Quality.__annotations__}
 
 
 def _radii(features: Tensor, k: int) -> Tensor:

@@ -11,9 +11,10 @@ import json
 from jsonargparse import ArgumentParser
 
 from lightning_genmodels import BinarizedMNISTDataModule, hub, list_weights
-from lightning_genmodels.evaluation import EXTRACTOR, METRICS, evaluate_quality, quality_lines
+from lightning_genmodels.evaluation import EXTRACTOR, METRICS, QualityReference, evaluate_quality, quality_lines
 from lightning_genmodels.files import write_atomically
 from lightning_genmodels.memory import reuse_freed_memory
+from lightning_genmodels.models import DigitClassifier
 from lightning_genmodels.weights import get_weights
 
 
@@ -21,6 +22,7 @@ def judge(
     data: BinarizedMNISTDataModule,
     names: list[str] | None = None,
     samples: int = 10_000,
+    seeds: int = 3,
     extractor: str = EXTRACTOR,
 ) -> None:
     """Judges the weights of images of the data's shape and binarization.
@@ -29,17 +31,24 @@ def judge(
         data: The data module.
         names: Weights; default: all.
         samples: How many images each draws.
+        seeds: How often.
         extractor: The digit classifier.
     """
+    reference: QualityReference | None = None
     for name in names or list_weights():
         weights, model = get_weights(name), hub.load(name)
         if weights.folder is None or (weights.binarization, model.event_shape) != (data.binarization, data.event_shape):
             print(f"{name}: left out, for it was trained on other data")
             continue
-        quality = evaluate_quality(model, data, num_samples=samples, extractor=extractor)
+        if reference is None:
+            classifier = DigitClassifier.from_pretrained(extractor)
+            reference = QualityReference(data, "test", samples, seeds, classifier)
+        quality = evaluate_quality(
+            model, data, num_samples=samples, num_seeds=seeds, extractor=extractor, reference=reference
+        )
         content = json.dumps({**weights.metrics, "quality": quality}, indent=2) + "\n"
         write_atomically(weights.folder / METRICS, content.encode())
-        print("\n".join([name, *quality_lines(quality)]))
+        print("\n".join([name, *quality_lines(quality)]), flush=True)
 
 
 if __name__ == "__main__":

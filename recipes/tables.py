@@ -6,6 +6,7 @@ python recipes/tables.py
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lightning_genmodels.hub.published import published
 from lightning_genmodels.quality import CEILING, FLOOR, quality_table
@@ -69,9 +70,13 @@ def quality() -> str:
     }
     if not judged:
         return "No shipped weight has been judged yet."
-    rows = {f"`{name}`": found["results"]["samples"] for name, found in judged.items()}
-    bounds = next(iter(judged.values()))["results"]
-    return quality_table({**rows, FLOOR: bounds["floor"], CEILING: bounds["ceiling"]})
+    rows = {f"`{name}`": _of(found, "samples") for name, found in judged.items()}
+    bounds = next(iter(judged.values()))
+    return quality_table({**rows, FLOOR: _of(bounds, "floor"), CEILING: _of(bounds, "ceiling")})
+
+
+def _of(found: dict[str, Any], kind: str) -> tuple[dict[str, float], dict[str, float]]:
+    return found["results"][kind], found["deviations"][kind]
 
 
 def updated(text: str) -> str:

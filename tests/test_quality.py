@@ -16,7 +16,7 @@ from lightning_genmodels.evaluation import evaluate_classifier, evaluate_quality
 from lightning_genmodels.hub.card import model_card
 from lightning_genmodels.models import GAN, Bernoulli, DigitClassifier
 from lightning_genmodels.nn.features import RandomFeatures
-from lightning_genmodels.quality import Judge, nearest
+from lightning_genmodels.quality import Judge, nearest, with_deviation
 from lightning_genmodels.weights import get_weights
 
 RUN = [
@@ -118,6 +118,29 @@ def test_the_floor_is_below_the_ceiling(weights: Path, data: BinarizedMNISTDataM
     assert floor["copies"] <= 0.015
 
 
+def test_a_figure_has_no_more_digits_than_its_deviation_carries() -> None:
+    said = [with_deviation(35.4712, spread) for spread in (0.0, 0.0347, 0.61, 1.9, 12.0)]
+    assert said == ["35.47", "35.47 ± 0.03", "35.5 ± 0.6", "35 ± 2", "35 ± 12"]
+
+
+def test_the_quality_of_samples_is_a_mean_over_seeds_with_its_deviation(
+    weights: Path, data: BinarizedMNISTDataModule
+) -> None:
+    model = Bernoulli()
+    model.initialize(data.images("train"))
+    found = evaluate_quality(model, data, num_samples=250, num_seeds=4, extractor=weights)
+    frechet, spread = (found[kind]["samples"]["frechet"] for kind in ("results", "deviations"))
+    single = [
+        evaluate_quality(model, data, num_samples=250, num_seeds=2, extractor=weights, seed=seed)["results"]
+        for seed in (1, 2, 3)
+    ]
+    others = [results["samples"]["frechet"] for results in single]
+    assert 0 < spread < 0.2 * frechet
+    assert all(abs(other - frechet) < 5 * spread for other in others)
+    with pytest.raises(OptionError, match="num_seeds of at least 2"):
+        evaluate_quality(model, data, num_samples=250, num_seeds=1, extractor=weights)
+
+
 def test_nearest_counts_differing_pixels() -> None:
     train = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]).view(2, 1, 2, 2)
     images = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]]).view(3, 1, 2, 2)
@@ -177,7 +200,8 @@ def test_a_weight_without_likelihood_is_judged_not_verified(capsys: pytest.Captu
     assert "judge its samples anew with: genmodels evaluate gan --samples 10000" in capsys.readouterr().err
     weights = get_weights("gan.static_v1")
     card, quality = model_card(weights, "me/gan"), weights.metrics["quality"]
-    assert f"| gan.static_v1 | {quality['results']['samples']['frechet']:.2f} |" in card
+    frechet = (quality[kind]["samples"]["frechet"] for kind in ("results", "deviations"))
+    assert f"| gan.static_v1 | {with_deviation(*frechet)} |" in card
     assert "`genmodels evaluate gan.static_v1 --samples 10000 --data.root /path/to/data`" in card
 
 

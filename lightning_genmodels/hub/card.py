@@ -129,7 +129,8 @@ def _samples(weights: Weights) -> list[str]:
     if found is None:
         return []
     results = found["results"]
-    table = quality_table({weights.name: results["samples"], FLOOR: results["floor"], CEILING: results["ceiling"]})
+    labels = {weights.name: "samples", FLOOR: "floor", CEILING: "ceiling"}
+    table = quality_table({label: (results[kind], found["deviations"][kind]) for label, kind in labels.items()})
     return [
         "## Samples",
         f"{found['num_samples']:,} samples beside {found['num_real']:,} {found['split']} images, in the features and "
