@@ -604,4 +604,4 @@ def _sampling_seconds(model: GenerativeModel, num_images: int) -> float:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_genmodels.base import TabularModel
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import as_float64, uniform
+from lightning_genmodels.functional import as_float64, at_least_float32, uniform
 
 _MAX_PIXELS = 16
 
@@ -57,7 +57,7 @@ class JointTable(TabularModel):
         self.logits.copy_(torch.log(smoothed / smoothed.sum()))
 
     def _log_prob(self, x: Tensor) -> Tensor:
-        return torch.log_softmax(self.logits, dim=0)[self._row(x)]
+        return torch.log_softmax(at_least_float32(self.logits), dim=0)[self._row(x)]
 
     def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
         cumulative = torch.softmax(as_float64(self.logits), dim=0).cumsum(0)
