@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import Metric
 
+from lightning_genmodels import pretrained
 from lightning_genmodels.base import GenerativeModel, TabularModel, TrainableModel
-from lightning_genmodels.errors import OptionError
+from lightning_genmodels.errors import OptionError, WeightsError
+from lightning_genmodels.files import atomic_file
 from lightning_genmodels.images import grid, write_png
 
 CHECKPOINTS = "checkpoints"
@@ -39,6 +42,60 @@ def last_path(root: str | Path) -> Path:
 def before_fall_path(root: str | Path) -> Path:
     """Where a run keeps the last checkpoint before its learning rate falls, which a longer run can go on from."""
     return Path(root) / CHECKPOINTS / "before_fall.ckpt"
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints beside their place, and then in one step; reads those alone whose checksums hold.
+
+    Lightning writes them into the folder for temporary files, and copies them where that is another file system: over
+    the last checkpoint, which a kill or a full disk would then destroy.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Replaces the file by a whole one, or leaves it.
+
+        Raises:
+            FileError: The folder cannot be written, or the disk is full.
+        """
+        with atomic_file(Path(path)) as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # PyTorch's writer of zip files hides why it could not write
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from error
+                raise
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads a file whose checksums hold.
+
+        Raises:
+            WeightsError: It is damaged.
+        """
+        pretrained.check_whole(Path(path))
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
+        return checkpoint
+
+
+def newest_whole(root: Path) -> Path | None:
+    """The checkpoint that a run goes on from: the last one, or the best if that is damaged; None if there is none.
+
+    Raises:
+        WeightsError: There are checkpoints, and all are damaged.
+    """
+    found = [path for path in (last_path(root), best_path(root)) if path.is_file()]
+    reasons = []
+    for path in found:
+        try:
+            pretrained.check_whole(path)
+        except WeightsError as error:
+            reasons.append(str(error))
+        else:
+            return path
+    if reasons:
+        raise WeightsError(f"no whole checkpoint in {root}: {'; '.join(reasons)}; start anew with --overwrite true")
+    return None
 
 
 def claim(root: Path, *, resumes: bool, overwrite: bool) -> None:

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lightning_genmodels import __version__, callbacks, evaluation, hub, pretrained, tracking
 from lightning_genmodels.base import (
@@ -30,7 +30,7 @@ from lightning_genmodels.base import (
 from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.data.datamodule import Split
 from lightning_genmodels.errors import GenmodelsError, OptionError, WeightsError
-from lightning_genmodels.files import write_atomically
+from lightning_genmodels.files import check_output, write_atomically
 from lightning_genmodels.functional import lines
 from lightning_genmodels.hub import verify as checks
 from lightning_genmodels.images import read_images, read_mask, write_array, write_images
@@ -38,6 +38,8 @@ from lightning_genmodels.memory import reuse_freed_memory
 from lightning_genmodels.progress import shown
 from lightning_genmodels.registry import AUXILIARY, list_models, model_class, model_name
 from lightning_genmodels.weights import registry
+
+_IMAGES = (".png", ".npy")
 
 TRAINER_COMMANDS = ("fit", "validate", "test")
 
@@ -133,6 +135,7 @@ class TrainingCLI(LightningCLI):
                 extra.append(callbacks.LastCheckpoint(root, every))
                 extra.append(tracking.ExportBest(root))
             extra.append(tracking.TrainingMonitor(config["log_every_n_steps"] or 50))
+        config["plugins"] = [*_listed(config["plugins"]), callbacks.WholeCheckpointIO()]
         return self._instantiate_trainer(config, extra)
 
     def _loggers(self, root: Path) -> list[Logger]:
@@ -154,8 +157,10 @@ class TrainingCLI(LightningCLI):
         root = Path(self.trainer.default_root_dir)
         is_auto = kwargs["ckpt_path"] == "auto"
         if is_auto:  # what a job that may be restarted wants
-            path = callbacks.last_path(root)
-            kwargs["ckpt_path"] = str(path) if path.is_file() else None
+            path = callbacks.newest_whole(root)
+            kwargs["ckpt_path"] = None if path is None else str(path)
+            if path is not None:
+                rank_zero_info(f"going on from {path}")
         if kwargs["ckpt_path"] in named:
             path = named[kwargs["ckpt_path"]](root)
             if not path.is_file():
@@ -172,6 +177,13 @@ class TrainingCLI(LightningCLI):
             overwrite = self._get(self.config_init, "overwrite")
             callbacks.claim(root, resumes=kwargs["ckpt_path"] is not None or is_auto, overwrite=overwrite)
         return kwargs
+
+
+def _listed(value: Any) -> list[Any]:
+    """What may be None, one thing or several, as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def sample(
@@ -192,8 +204,8 @@ def sample(
         seed: Seed of the samples.
         progress: Show a bar while a slow model draws pixel by pixel, if standard error is a terminal.
     """
+    out = check_output(out or Path(f"{Path(name).name}_samples.png"), _IMAGES)
     model = hub.load(name)
-    out = out or Path(f"{Path(name).name}_samples.png")
     count = grid**2 if grid else num_samples
     with shown(progress):
         samples = model.sample(count, generator=torch.Generator().manual_seed(seed))
@@ -211,6 +223,8 @@ def score(name: str, images: Path, out: Path | None = None, num_particles: int =
         num_particles: Particles of the importance-weighted bound, for a latent-variable model.
         seed: Seed of its noise.
     """
+    if out is not None:
+        check_output(out, [".npy"], images)
     model = hub.load(name)
     if not isinstance(model, ExplicitModel | LatentVariableModel):
         raise OptionError(f"{name} is an implicit model: it samples, and has no likelihood")
@@ -222,7 +236,7 @@ def score(name: str, images: Path, out: Path | None = None, num_particles: int =
     kind = "log p(x)" if figure == "nll" else f"lower bound {figure} on log p(x)"
     print(f"mean {kind}: {values.mean():.4f} nats per image over {len(values)} images", file=sys.stderr)
     if out is not None:
-        write_array(out.with_suffix(".npy"), values)
+        write_array(out, values)
 
 
 def encode(name: str, images: Path, out: Path) -> None:
@@ -233,13 +247,14 @@ def encode(name: str, images: Path, out: Path) -> None:
         images: A .npy or .png file of binary images.
         out: The .npy file to write.
     """
+    check_output(out, [".npy"], images)
     model = hub.load(name)
     if not isinstance(model, RepresentationModel):
         raise OptionError(f"{name} has no codes: it is a {type(model).__name__}; take a model with an encoder: vae")
     with torch.no_grad():
         codes = model.encode(read_images(images, model.event_shape))
-    write_array(out.with_suffix(".npy"), codes)
-    print(f"{len(codes)} codes of {codes.shape[1]} numbers: {out.with_suffix('.npy')}")
+    write_array(out, codes)
+    print(f"{len(codes)} codes of {codes.shape[1]} numbers: {out}")
 
 
 def complete(
@@ -263,12 +278,12 @@ def complete(
         seed: Seed of the draw.
         progress: Show a bar while a slow model draws pixel by pixel, if standard error is a terminal.
     """
+    out = check_output(out or Path(f"{Path(name).name}_completed.png"), _IMAGES, images, Path(observed))
     model = hub.load(name)
     if not isinstance(model, AutoregressiveModel | OrderMixture):
         raise OptionError(f"a {type(model).__name__} has no pixel order to complete images in; take one that has: nade")
     x = read_images(images, model.event_shape)
     mask = read_mask(observed, model.event_shape)
-    out = out or Path(f"{Path(name).name}_completed.png")
     with shown(progress):
         completed = model.complete(x, mask, generator=torch.Generator().manual_seed(seed))
     write_images(out, completed)
@@ -290,7 +305,7 @@ def interpolate(name: str, out: Path | None = None, pairs: int = 8, steps: int =
         raise OptionError(f"a {type(model).__name__} draws no latents to interpolate; take a model that does: vae, gan")
     if min(pairs, steps) < 1:
         raise OptionError(f"expected pairs and steps of at least 1, got {pairs} and {steps}")
-    out = out or Path(f"{Path(name).name}_interpolations.png")
+    out = check_output(out or Path(f"{Path(name).name}_interpolations.png"), _IMAGES)
     ends = model.sample_latent(2 * pairs, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         logits = model.decode(lines(ends[0::2], ends[1::2], steps).flatten(0, 1))

@@ -3,10 +3,40 @@
 from __future__ import annotations
 
 import os
-import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from lightning_genmodels.errors import FileError
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that replaces ``path`` once it is written, and is on the disk; its folder is made if needed.
+
+    It lies beside ``path`` until then, so that nothing is copied from one file system to another. If anything fails,
+    ``path`` is what it was before.
+
+    Raises:
+        FileError: The folder cannot be written, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:  # less the umask
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise FileError(
+            f"cannot write {path}: {error.strerror or error}; choose a folder you may write to, on a disk with room"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -15,15 +45,43 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         FileError: The folder cannot be written.
     """
-    temporary: str | None = None
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def check_output(path: Path, endings: Sequence[str], *inputs: Path) -> Path:
+    """Makes sure that a command can write its output, before it does its work.
+
+    Args:
+        path: The file to be written: this very path.
+        endings: Those that the output may have, such as ``.npy``.
+        inputs: Files that the command reads.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        FileError: Another ending, an input, a folder, or a folder that cannot be written.
+    """
+    if path.suffix not in endings:
+        raise FileError(f"expected an output that ends in {' or '.join(endings)}, got {path}")
+    if any(path.exists() and source.exists() and path.samefile(source) for source in inputs):
+        raise FileError(f"{path} is the input of this command; give the output another name")
+    if path.is_dir():
+        raise FileError(f"cannot write {path}: it is a folder; give the output another name")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise FileError(f"cannot write {path}: {folder} is no folder you may write to; choose another")
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename last; where folders cannot be synchronized, as on Windows, it is left to the system."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise FileError(f"cannot write {path}: {error.strerror or error}; choose a folder you may write to") from error
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -18,6 +18,8 @@ import json
 import pickle
 import re
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,7 @@ FORMAT = 1
 CHECKPOINT_KEY = "lightning_genmodels"
 
 _TRAINING_ONLY = ("init_from",)
+_CONFIG_KEY, _DIGEST_KEY = "config", "sha256"  # in the header of the safetensors file
 _MAX_CONFIG_BYTES = 1 << 20
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -61,13 +64,16 @@ def write(model: TrainableModel, folder: Path, *, half: bool = False) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if half:
         state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
-    content = safetensors.torch.save(state, metadata={"format": "pt"})
-    config = {
+    config: dict[str, Any] = {
         "format": FORMAT,
         "model": model_name(type(model)),
         "hyper_parameters": {k: v for k, v in model.hparams.items() if k not in _TRAINING_ONLY},
-        "weights_sha256": hashlib.sha256(content).hexdigest(),
     }
+    # A folder is replaced file by file: in between, the config of the new weights is found in their header.
+    text = json.dumps(config)
+    header = {"format": "pt", _CONFIG_KEY: text, _DIGEST_KEY: _digest_of_all(text, state)}
+    content = safetensors.torch.save(state, metadata=header)
+    config["weights_sha256"] = hashlib.sha256(content).hexdigest()
     config["config_sha256"] = _digest(config)
     _check_finite(str(folder), state, "nothing is written; train again, with a lower learning rate")
     write_atomically(folder / WEIGHTS, content)
@@ -144,6 +150,21 @@ def load_into(model: TrainableModel, name: str | Path) -> None:
     _compare(f"init_from: {path}", _shapes(model.state_dict()), _shapes(state), way_out)
     _check_finite(f"init_from: {path}", state, "take weights of a run that did not diverge")
     model.load_state_dict(state, strict=True)
+
+
+def check_whole(path: Path) -> None:
+    """Makes sure that a Lightning checkpoint, which is a zip file, holds what was written: by its own checksums.
+
+    Raises:
+        WeightsError: It does not, or cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (OSError, zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, zlib.error) as error:
+        raise WeightsError(f"{path} is damaged, or no checkpoint ({first_line(error)})") from error
+    if damaged is not None:
+        raise WeightsError(f"{path} is damaged: the checksum of {damaged!r} in it does not hold")
 
 
 def check_checkpoint(path: Path, model: TrainableModel) -> None:
@@ -227,16 +248,15 @@ def _open(source: Source) -> tuple[type[TrainableModel], dict[str, Any], dict[st
 
 def _open_folder(source: Source) -> tuple[type[TrainableModel], dict[str, Any], dict[str, torch.Tensor]]:
     folder = source.path
-    config = _read_config(folder / CONFIG, source.config_sha256)
     file = folder / WEIGHTS
     try:
         content = file.read_bytes()
     except OSError as error:
         raise WeightsError(f"cannot read {file}: {error.strerror or error}") from error
     found = hashlib.sha256(content).hexdigest()
-    for expected in (config["weights_sha256"], source.sha256):
-        if expected is not None and found != expected:
-            raise WeightsError(f"{file} is damaged: expected sha256 {expected}, found {found}; get the file again")
+    config = _config_of(folder / CONFIG, content, found, source.config_sha256)
+    if source.sha256 is not None and found != source.sha256:
+        raise WeightsError(f"{file} is damaged: expected sha256 {source.sha256}, found {found}; get the file again")
     try:
         state = safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
@@ -244,7 +264,49 @@ def _open_folder(source: Source) -> tuple[type[TrainableModel], dict[str, Any], 
     return _class(folder, config["model"]), config["hyper_parameters"], state
 
 
+def _config_of(file: Path, content: bytes, found: str, sha256: str | None) -> dict[str, Any]:
+    """The config of weights with the checksum ``found``: from its file, or, where that belongs to others because a
+    folder was being replaced, from the header of the weights.
+    """
+    try:
+        config = _read_config(file, sha256)
+        if config["weights_sha256"] != found:
+            raise WeightsError(
+                f"{file.with_name(WEIGHTS)} is damaged: expected sha256 {config['weights_sha256']}, found {found}; get "
+                "the file again"
+            )
+    except WeightsError:
+        inner = _config_in_header(content) if sha256 is None else None
+        if inner is None:
+            raise
+        return inner
+    return config
+
+
+def _config_in_header(content: bytes) -> dict[str, Any] | None:
+    """The config in the header of a safetensors file, if it has one and the digest of all it holds is right."""
+    try:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        text, digest = header[_CONFIG_KEY], header[_DIGEST_KEY]
+        config = json.loads(text)
+        if _digest_of_all(text, safetensors.torch.load(content)) != digest or config["format"] != FORMAT:
+            return None
+        return {"model": str(config["model"]), "hyper_parameters": dict(config["hyper_parameters"])}
+    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError):
+        return None
+
+
+def _digest_of_all(config: str, state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a config and of all tensors, with their names, types and shapes."""
+    digest = hashlib.sha256(config.encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _open_checkpoint(path: Path) -> tuple[type[TrainableModel], dict[str, Any], dict[str, torch.Tensor]]:
+    check_whole(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         name = checkpoint[CHECKPOINT_KEY]["model"]
