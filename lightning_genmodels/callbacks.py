@@ -23,9 +23,10 @@ from lightning_genmodels.images import grid, write_png
 
 CHECKPOINTS = "checkpoints"
 EXPORTED = "weights"
+CONFIG = "config.yaml"
 WANDB_ID = "wandb_run_id"
 
-RUN = (CHECKPOINTS, EXPORTED, "config.yaml", "logs", "samples", WANDB_ID)
+RUN = (CHECKPOINTS, EXPORTED, CONFIG, "logs", "samples", WANDB_ID)
 """What a run writes into its folder; Weights & Biases keeps runs apart by itself."""
 
 
@@ -109,21 +110,21 @@ def claim(root: Path, *, resumes: bool, overwrite: bool) -> None:
     Raises:
         OptionError: The folder holds a run that is neither resumed nor to be overwritten, or both are asked for.
     """
-    found = [path for path in (root / name for name in RUN) if path.exists()]
+    found = [name for name in (CHECKPOINTS, EXPORTED, CONFIG) if (root / name).exists()]
     if resumes and overwrite:
         raise OptionError("a run is resumed or overwritten, not both; leave out --overwrite or --ckpt_path")
     if resumes or not found:
         return
     if not overwrite:
         raise OptionError(
-            f"{root} holds a run ({', '.join(path.name for path in found)}); go on with it by --ckpt_path last, choose "
+            f"{root} holds a run ({', '.join(found)}); go on with it by --ckpt_path last, choose "
             "another folder with --trainer.default_root_dir, or delete it by --overwrite true"
         )
-    for path in found:
+    for path in (root / name for name in RUN):
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -64,7 +64,7 @@ class SaveConfig(SaveConfigCallback):
         """Called on the first process only."""
         text = self.parser.dump(self.config, skip_unset=False)
         if stage == "fit":
-            write_atomically(Path(trainer.default_root_dir) / "config.yaml", text.encode())
+            write_atomically(Path(trainer.default_root_dir) / callbacks.CONFIG, text.encode())
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(text))
 

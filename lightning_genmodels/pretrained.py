@@ -71,8 +71,7 @@ def write(model: TrainableModel, folder: Path, *, half: bool = False) -> None:
     }
     # A folder is replaced file by file: in between, the config of the new weights is found in their header.
     text = json.dumps(config)
-    header = {"format": "pt", _CONFIG_KEY: text, _DIGEST_KEY: _digest_of_all(text, state)}
-    content = safetensors.torch.save(state, metadata=header)
+    content = safetensors.torch.save(state, metadata=_header(text, state))
     config["weights_sha256"] = hashlib.sha256(content).hexdigest()
     config["config_sha256"] = _digest(config)
     _check_finite(str(folder), state, "nothing is written; train again, with a lower learning rate")
@@ -162,7 +161,9 @@ def check_whole(path: Path) -> None:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
     except (OSError, zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, zlib.error) as error:
-        raise WeightsError(f"{path} is damaged, or no checkpoint ({first_line(error)})") from error
+        raise WeightsError(
+            f"{path} is no checkpoint of this package, or it is damaged ({first_line(error)})"
+        ) from error
     if damaged is not None:
         raise WeightsError(f"{path} is damaged: the checksum of {damaged!r} in it does not hold")
 
@@ -268,41 +269,38 @@ def _config_of(file: Path, content: bytes, found: str, sha256: str | None) -> di
     """The config of weights with the checksum ``found``: from its file, or, where that belongs to others because a
     folder was being replaced, from the header of the weights.
     """
-    try:
-        config = _read_config(file, sha256)
-        if config["weights_sha256"] != found:
-            raise WeightsError(
-                f"{file.with_name(WEIGHTS)} is damaged: expected sha256 {config['weights_sha256']}, found {found}; get "
-                "the file again"
-            )
-    except WeightsError:
-        inner = _config_in_header(content) if sha256 is None else None
-        if inner is None:
-            raise
-        return inner
-    return config
+    config = _read_config(file, sha256)
+    if config["weights_sha256"] == found:
+        return config
+    inner = _config_in_header(content) if sha256 is None else None
+    if inner is None:
+        expected = config["weights_sha256"]
+        raise WeightsError(
+            f"{file.with_name(WEIGHTS)} is damaged: expected sha256 {expected}, found {found}; get the file again"
+        )
+    return inner
 
 
 def _config_in_header(content: bytes) -> dict[str, Any] | None:
-    """The config in the header of a safetensors file, if it has one and the digest of all it holds is right."""
+    """The config in the header of a safetensors file, if all of the header is what would be written with its tensors."""
     try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        text, digest = header[_CONFIG_KEY], header[_DIGEST_KEY]
+        text, state = header[_CONFIG_KEY], safetensors.torch.load(content)
         config = json.loads(text)
-        if _digest_of_all(text, safetensors.torch.load(content)) != digest or config["format"] != FORMAT:
+        if header != _header(text, state) or config["format"] != FORMAT:
             return None
         return {"model": str(config["model"]), "hyper_parameters": dict(config["hyper_parameters"])}
     except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError):
         return None
 
 
-def _digest_of_all(config: str, state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a config and of all tensors, with their names, types and shapes."""
+def _header(config: str, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """A config, and the SHA-256 of it and of all tensors with their names, types and shapes."""
     digest = hashlib.sha256(config.encode())
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return {"format": "pt", _CONFIG_KEY: config, _DIGEST_KEY: digest.hexdigest()}
 
 
 def _open_checkpoint(path: Path) -> tuple[type[TrainableModel], dict[str, Any], dict[str, torch.Tensor]]:

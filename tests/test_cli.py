@@ -267,6 +267,7 @@ def test_evaluate_writes_figures_and_the_values_behind_them(
     assert values["iw120"].double().mean().item() == pytest.approx(figures["iw120"]["value"], abs=1e-4)
     assert metrics["protocol"] == {
         "source": "digits", "binarization": "static", "image_size": 28, "split": "test", "num_images": 60,
+        "subset": "head of a fixed permutation",
     }  # fmt: skip
 
 
