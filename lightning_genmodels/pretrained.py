@@ -282,7 +282,7 @@ def _config_of(file: Path, content: bytes, found: str, sha256: str | None) -> di
 
 
 def _config_in_header(content: bytes) -> dict[str, Any] | None:
-    """The config in the header of a safetensors file, if all of the header is what would be written with its tensors."""
+    """The config in the header of a safetensors file, if it is what would be written with its tensors."""
     try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         text, state = header[_CONFIG_KEY], safetensors.torch.load(content)
