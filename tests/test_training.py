@@ -331,7 +331,7 @@ def test_checkpoints_fall_on_optimizer_steps(run_folder: Path, accumulate: int) 
 
     class Stop(Callback):
         def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-            if trainer.fit_loop.total_batch_idx == 14:
+            if trainer.fit_loop.total_batch_idx == 10:
                 raise Stopped
 
     data = digits(batch_size=50)
