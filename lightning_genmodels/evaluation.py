@@ -113,12 +113,6 @@ class Report:
         return "\n".join(lines)
 
 
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """The figures that :meth:`Report.write` left in a folder."""
-    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    return metrics
-
-
 def estimators(model: GenerativeModel, num_particles: int) -> dict[str, str]:
     """The figures that a model can be given, and how each is estimated: none for an implicit model."""
     if isinstance(model, OrderMixture) and len(model.pixel_orders) > 1:

@@ -20,7 +20,7 @@ import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,11 +198,16 @@ class Source:
     config_sha256: str | None = None
 
 
-def resolve(name: str | Path, *, revision: str | None = None) -> Source:
+def resolve(name: str | Path, *, revision: str | None = None, also: Sequence[str] = ()) -> Source:
     """Finds the files behind a name: a local folder first, then the package, then the Hub's cache, then the Hub.
 
     A bare word that names a model or a weight means that, even where a folder has the same name: write ``./vae`` for
     the folder.
+
+    Args:
+        name: See :func:`read`.
+        revision: Branch, tag or commit, for a repository.
+        also: More files than config and weights, to be fetched where there are any to fetch.
 
     Raises:
         WeightsError: No such path, or the Hub did not give the files.
@@ -221,24 +226,26 @@ def resolve(name: str | Path, *, revision: str | None = None) -> Source:
     if isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise WeightsError(f"no folder of weights at {path}; it should hold {CONFIG} and {WEIGHTS}")
     if _REPO_ID.fullmatch(text):
-        return Source(_download(text, revision))
+        return Source(_download(text, revision, also))
     weights = get_weights(text)
-    folder = weights.folder or _download(weights.repo, weights.revision)
+    folder = weights.folder or _download(weights.repo, weights.revision, also)
     return Source(folder, weights.sha256, weights.config_sha256)
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def _download(repo: str, revision: str | None, also: Sequence[str]) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        hf_hub_download(repo, CONFIG, revision=revision)
-        return Path(hf_hub_download(repo, WEIGHTS, revision=revision)).parent
+        folder = Path(hf_hub_download(repo, CONFIG, revision=revision)).parent
+        for file in (WEIGHTS, *also):  # of the commit that the config is of, even if the branch has moved since
+            hf_hub_download(repo, file, revision=folder.name)
     except Exception as error:  # whatever the client and its HTTP library raise, the names of which change
         where = f"{repo} at revision {revision or 'main'}"
         raise WeightsError(
             f"cannot get the weights of {where} from the Hugging Face Hub: {type(error).__name__}: "
             f"{first_line(error)}; check the name and the network, or give a local folder"
         ) from error
+    return folder
 
 
 def _open(source: Source) -> tuple[type[TrainableModel], dict[str, Any], dict[str, torch.Tensor]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor
 from lightning_genmodels import BinarizedMNISTDataModule, list_models, load
 from lightning_genmodels.base import AdversarialModel, ExplicitModel, LatentVariableModel, LossTrainedModel
 from lightning_genmodels.cli import main
-from lightning_genmodels.errors import WeightsError
+from lightning_genmodels.errors import GenmodelsError, WeightsError
 from lightning_genmodels.evaluation import evaluate
 from lightning_genmodels.functional import draw_pixel, keyed_generators, sample_bernoulli
 from lightning_genmodels.hub.verify import verify
@@ -83,13 +85,66 @@ def test_verify_draws_the_images_that_it_recomputes(digits: BinarizedMNISTDataMo
     assert whole.agrees
     assert whole.num_images == 200
     values = safetensors.torch.load_file(tmp_path / "values.safetensors")
-    values["nll"][:20] += 1.0  # twenty of two hundred are invented; the mean is kept
-    values["nll"][20:40] -= 1.0
+    values["nll"][:40] = values["nll"][:40].flip(0)  # forty of two hundred are wrong, and the mean is right
     safetensors.torch.save_file(values, tmp_path / "values.safetensors")
     verdicts = [verify(str(tmp_path), seconds=0.0, batch=3, seed=seed)[0] for seed in range(30)]
     assert {found.num_images for found in verdicts} == {3}
     assert {found.agrees for found in verdicts} == {True, False}
     assert not verify(str(tmp_path), full=True)[0].agrees
+
+
+@pytest.fixture
+def reported(digits: BinarizedMNISTDataModule, tmp_path: Path) -> Path:
+    """A folder with weights, and a report on 60 images."""
+    torch.manual_seed(0)
+    model = VAE((1, 8, 8), (5,), 2).eval()
+    model.save_pretrained(tmp_path)
+    report = evaluate(model, digits, accelerator="cpu", limit=60, num_particles=10)
+    assert report is not None
+    report.write(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("key", ["value", "standard_error"])
+def test_a_report_that_contradicts_itself_does_not_agree(reported: Path, key: str) -> None:
+    assert all(found.agrees for found in verify(str(reported), seconds=0.0))
+    metrics = json.loads((reported / "metrics.json").read_text())
+    metrics["figures"]["iw10"][key] -= 0.5
+    (reported / "metrics.json").write_text(json.dumps(metrics))
+    nelbo, bound = verify(str(reported), seconds=0.0)
+    assert nelbo.agrees
+    assert "of the stored values is" in str(bound)
+
+
+def test_values_of_fewer_images_than_the_report_says_are_refused(reported: Path) -> None:
+    values = safetensors.torch.load_file(reported / "values.safetensors")
+    for tensors in ({"nelbo": values["nelbo"], "iw10": values["iw10"][:0]}, {"nelbo": values["nelbo"]}, {}):
+        safetensors.torch.save_file(tensors, reported / "values.safetensors")
+        with pytest.raises(WeightsError, match="or a damaged one"):
+            verify(str(reported), seconds=0.0)
+
+
+def mutated(value: Any, rng: random.Random) -> Any:
+    """A JSON value with something wrong in one place."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = rng.choice(list(value))
+        if rng.random() < 0.2:
+            return {name: item for name, item in value.items() if name != key}
+        return {**value, key: mutated(value[key], rng)}
+    wrong = [None, "x", -1, 0, 1e400, math.nan, [], {}, True, 2**70, "../..", [1], 0.5, "iw0", "train"]
+    return rng.choice(wrong)
+
+
+def test_damaged_reports_end_with_one_error_or_do_not_agree(reported: Path) -> None:
+    content, rng = (reported / "metrics.json").read_text(), random.Random(0)
+    refused = 0
+    for _ in range(500 if os.environ.get("GENMODELS_SOAK") else 60):
+        (reported / "metrics.json").write_text(json.dumps(mutated(json.loads(content), rng)))
+        try:
+            verify(str(reported), seconds=0.0, batch=5)
+        except GenmodelsError as error:
+            refused += "\n" not in str(error)
+    assert refused > 10
 
 
 # Configs.

@@ -4,7 +4,7 @@ A deep hierarchy of latent variables, whose posterior is inferred from the top d
 the image, and the posterior of every layer combines what comes up with what the generative path brings down. The form
 is that of its convolutional successors: residual blocks with bottlenecks and one feature map a resolution from the path
 upwards (Child 2021, "Very Deep VAEs"), and a posterior relative to the prior (Vahdat and Kautz 2020, "NVAE", eq. 7).
-Sønderby's merge of the two passes, weighted by their precisions (eq. 18 and 19), is left out.
+Their merge of the two passes, weighted by precisions, is left out.
 """
 
 from __future__ import annotations
