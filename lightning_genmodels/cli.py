@@ -36,7 +36,7 @@ from lightning_genmodels.hub import verify as checks
 from lightning_genmodels.images import read_images, read_mask, write_array, write_images
 from lightning_genmodels.memory import reuse_freed_memory
 from lightning_genmodels.progress import shown
-from lightning_genmodels.registry import AUXILIARY, list_models, model_class, model_name
+from lightning_genmodels.registry import AUXILIARY, importable_models, list_models, model_class, model_name
 from lightning_genmodels.weights import registry
 
 _IMAGES = (".png", ".npy")
@@ -73,8 +73,7 @@ class TrainingCLI(LightningCLI):
     """Lightning's command line with this package's data module, checkpoints, sample grids and averaged weights."""
 
     def __init__(self, args: Sequence[str]) -> None:
-        for name in {*list_models(), *AUXILIARY}:
-            model_class(name)  # imports it, so that its class name alone is known to the parser
+        list(importable_models())  # so that their class names alone are known to the parser
         super().__init__(
             TrainableModel,
             BinarizedMNISTDataModule,

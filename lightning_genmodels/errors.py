@@ -37,6 +37,10 @@ class DivergenceError(GenmodelsError, ArithmeticError):
     """A loss, a figure or weights that are not finite."""
 
 
+class ModelError(GenmodelsError, ImportError):
+    """A model of another package that cannot be imported."""
+
+
 class UnknownNameError(GenmodelsError, LookupError):
     """A name that names nothing; the message lists what there is."""
 

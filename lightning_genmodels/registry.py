@@ -9,11 +9,13 @@ A model of another package joins with one line of its ``pyproject.toml``::
 from __future__ import annotations
 
 import importlib
+import warnings
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from lightning_genmodels.errors import UnknownNameError
+from lightning_genmodels.errors import ModelError, UnknownNameError, first_line
 
 if TYPE_CHECKING:
     from lightning_genmodels.base import TrainableModel
@@ -63,13 +65,31 @@ def model_class(name: str) -> type[TrainableModel]:
 
     Raises:
         UnknownNameError: No model has this name.
+        ModelError: The package that brings it cannot be imported.
     """
     strings = _import_strings()
     if name not in strings:
         raise UnknownNameError("model", name, list_models())
     module, _, attribute = strings[name].partition(":")
-    found: type[TrainableModel] = getattr(importlib.import_module(module), attribute)
+    try:
+        found: type[TrainableModel] = getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:
+        if name in MODELS:
+            raise
+        raise ModelError(
+            f"the model {name!r} cannot be imported from {strings[name]} ({type(error).__name__}: "
+            f"{first_line(error)}); repair or uninstall the package that brings it"
+        ) from error
     return found
+
+
+def importable_models() -> Iterator[type[TrainableModel]]:
+    """The classes of all models that can be imported; one of another package that cannot is left out with a warning."""
+    for name in _import_strings():
+        try:
+            yield model_class(name)
+        except ModelError as error:
+            warnings.warn(f"{error}; it is left out", stacklevel=2)
 
 
 def model_name(cls: type[TrainableModel]) -> str:
@@ -80,7 +100,7 @@ def model_name(cls: type[TrainableModel]) -> str:
     """
     own = f"{cls.__module__}:{cls.__qualname__}"
     for name, string in _import_strings().items():
-        if string == own or model_class(name) is cls:
+        if string == own or (string.rpartition(":")[2] == cls.__name__ and model_class(name) is cls):
             return name
     raise UnknownNameError(
         f"model class (it is not registered: add an entry point to the group {ENTRY_POINT_GROUP!r})", own, list_models()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lightning_genmodels.errors import UnknownNameError
+from lightning_genmodels.errors import UnknownNameError, first_line
 from lightning_genmodels.registry import AUXILIARY, list_models
 
 SHIPPED = Path(__file__).parent / "hub" / "shipped"
@@ -56,13 +57,16 @@ class Weights:
 
 @cache
 def registry() -> dict[str, Weights]:
-    """All weights by name."""
+    """All weights by name. A record that is damaged is left out, with a warning that names it."""
     found = {}
     for record in sorted(SHIPPED.glob("*/weights.json")):
         metrics = record.with_name("metrics.json")
-        fields = json.loads(record.read_text(encoding="utf-8"))
-        fields["metrics"] = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {}
-        found[fields["name"]] = Weights(**fields)
+        try:
+            fields = json.loads(record.read_text(encoding="utf-8"))
+            fields["metrics"] = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {}
+            found[fields["name"]] = Weights(**fields)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            warnings.warn(f"the record {record} is damaged and left out: {first_line(error)}", stacklevel=2)
     return found
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 from hub_server import HubServer
+
+from lightning_genmodels import weights
 
 HERE = Path(__file__).parent
 
@@ -62,3 +66,50 @@ def test_it_passes_the_contract(run_folder: Path) -> None:
     assert "passed" in printed
     assert "shared_rows" not in printed
     assert "failed" not in printed
+
+
+@pytest.mark.parametrize("content", ["raise SystemExit(3)", "import nothing_of_this_name", "", "1 / 0"])
+def test_a_package_that_cannot_be_imported_harms_itself_alone(run_folder: Path, content: str) -> None:
+    package = run_folder / "site"
+    (package / "broken-1.0.dist-info").mkdir(parents=True)
+    (package / "broken-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    entry = "[lightning_genmodels.models]\nbroken = broken_models:Broken\n"
+    (package / "broken-1.0.dist-info" / "entry_points.txt").write_text(entry)
+    (package / "broken_models.py").write_text(content + "\n")
+    steps = """
+        import sys, warnings
+        from lightning_genmodels.cli import main
+        import lightning_genmodels as gm
+        from lightning_genmodels.errors import ModelError
+        from lightning_genmodels.models import Bernoulli
+        from lightning_genmodels.registry import model_class
+        assert "broken" in gm.list_models()
+        Bernoulli((1, 2, 2)).save_pretrained("weights")
+        assert type(gm.load("./weights")) is Bernoulli
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            main(["fit", "--model=bernoulli", "--data.source=digits", "--data.image_size=2", "--trainer.max_epochs=1",
+                  "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"])
+        assert any("'broken' cannot be imported" in str(warning.message) for warning in caught)
+        try:
+            model_class("broken")
+        except ModelError as error:
+            print("one error:", error)
+    """
+    path = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])
+    printed = run("-c", textwrap.dedent(steps), cwd=run_folder, PYTHONPATH=path)
+    assert "one error: the model 'broken' cannot be imported from broken_models:Broken" in printed
+
+
+def test_a_damaged_record_is_left_out_with_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(weights.SHIPPED, tmp_path / "shipped")
+    (tmp_path / "shipped" / "nade.static_v1" / "weights.json").write_text("{")
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path / "shipped")
+    weights.registry.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="nade.static_v1.weights.json is damaged"):
+            names = weights.list_weights()
+        assert "nade.static_v1" not in names
+        assert "vae.static_v1" in names
+    finally:
+        weights.registry.cache_clear()
