@@ -15,12 +15,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import pickle
 import re
+import stat
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +47,29 @@ CHECKPOINT_KEY = "lightning_genmodels"
 _TRAINING_ONLY = ("init_from",)
 _CONFIG_KEY, _DIGEST_KEY = "config", "sha256"  # in the header of the safetensors file
 _MAX_CONFIG_BYTES = 1 << 20
+# Bounds of what a stranger's file may ask for: more than any model of binary images has.
+_MAX_BYTES = 1 << 30
+_MAX_HEADER_BYTES = 1 << 22
+_MAX_TENSORS = 10_000
+_MAX_PIXELS = 4096
+_MAX_STEPS = 2**63
+_LEAST_BOUND = 1024  # of a number, however small the tensors are
+_SMALL_BYTES = 1 << 26  # of a file whose checksum is taken even where its header makes no sense
+_WIDTHS = {
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+    "F32": 4,
+    "I32": 4,
+    "U32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "U16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -127,7 +152,6 @@ def read(name: str | Path, *, expected: type | None = None, revision: str | None
     if expected is not None and not issubclass(cls, expected):
         raise WeightsError(f"{path} holds a {cls.__name__}, not a {expected.__name__}; load it with {cls.__name__}")
     _check_overrides(path, cls, hyper_parameters, overrides)
-    _check_shapes(path, cls, hyper_parameters, _shapes(state))
     _check_finite(str(path), state, "take weights of a run that did not diverge")
     model = _build(path, cls, hyper_parameters)
     model.load_state_dict(state, strict=True)
@@ -157,8 +181,12 @@ def check_whole(path: Path) -> None:
     Raises:
         WeightsError: It does not, or cannot be read.
     """
+    if not _is_file(path):
+        raise WeightsError(f"no checkpoint at {path}: it is no regular file")
     try:
         with zipfile.ZipFile(path) as file:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+                raise ValueError("compressed, as no checkpoint is")
             damaged = file.testzip()
     except (OSError, zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, zlib.error) as error:
         raise WeightsError(
@@ -257,35 +285,124 @@ def _open(source: Source) -> tuple[type[TrainableModel], dict[str, Any], dict[st
 def _open_folder(source: Source) -> tuple[type[TrainableModel], dict[str, Any], dict[str, torch.Tensor]]:
     folder = source.path
     file = folder / WEIGHTS
+    config = _read_config(folder / CONFIG, source.config_sha256)
+    cls = _class(folder, config["model"])
+    misfit: WeightsError | None = None
     try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise WeightsError(f"cannot read {file}: {error.strerror or error}") from error
+        shapes, inner = _read_header(file)
+        try:
+            _check_fit(folder, cls, config["hyper_parameters"], shapes)
+        except WeightsError as error:
+            if inner is None:
+                raise
+            misfit = error  # unless the config is that of other weights, which these have just replaced
+            _check_fit(folder, _class(folder, inner["model"]), inner["hyper_parameters"], shapes)
+    except WeightsError:
+        if _is_file(file) and file.stat().st_size < _SMALL_BYTES:
+            _check_sha256(file, hashlib.sha256(file.read_bytes()).hexdigest(), config["weights_sha256"])
+        raise
+    content = file.read_bytes()
     found = hashlib.sha256(content).hexdigest()
-    config = _config_of(folder / CONFIG, content, found, source.config_sha256)
-    if source.sha256 is not None and found != source.sha256:
-        raise WeightsError(f"{file} is damaged: expected sha256 {source.sha256}, found {found}; get the file again")
+    if source.sha256 is not None:
+        _check_sha256(file, found, source.sha256)
+    if found != config["weights_sha256"]:
+        replaced = None if source.config_sha256 else _config_in_header(content)
+        if replaced is None:
+            _check_sha256(file, found, config["weights_sha256"])
+        else:
+            config, cls = replaced, _class(folder, replaced["model"])
+    elif misfit is not None:
+        raise misfit
     try:
-        state = safetensors.torch.load(content)
+        return cls, config["hyper_parameters"], safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise WeightsError(f"{file} is no safetensors file: {error}") from error
-    return _class(folder, config["model"]), config["hyper_parameters"], state
 
 
-def _config_of(file: Path, content: bytes, found: str, sha256: str | None) -> dict[str, Any]:
-    """The config of weights with the checksum ``found``: from its file, or, where that belongs to others because a
-    folder was being replaced, from the header of the weights.
+def _check_sha256(file: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise WeightsError(f"{file} is damaged: expected sha256 {expected}, found {found}; get the file again")
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path is a regular file: no pipe or device, which might never end."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _read_header(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, Any] | None]:
+    """Names and shapes of the tensors in a safetensors file, and the config in its header if there is one, of which
+    nothing is believed yet. The tensors are not read.
+
+    Raises:
+        WeightsError: It is no such file, or larger than weights may be.
     """
-    config = _read_config(file, sha256)
-    if config["weights_sha256"] == found:
-        return config
-    inner = _config_in_header(content) if sha256 is None else None
-    if inner is None:
-        expected = config["weights_sha256"]
-        raise WeightsError(
-            f"{file.with_name(WEIGHTS)} is damaged: expected sha256 {expected}, found {found}; get the file again"
-        )
-    return inner
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise WeightsError(f"cannot read {file}: {error.strerror or error}") from error
+    if not _is_file(file) or size > _MAX_BYTES:
+        raise WeightsError(f"{file} is no regular file of at most {_MAX_BYTES >> 20} MiB, which weights are")
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > min(size, _MAX_HEADER_BYTES):
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(stream.read(length))
+        metadata = header.pop("__metadata__", {})
+        shapes, end = {}, 0
+        for name, entry in header.items():
+            shape, width = tuple(entry["shape"]), _WIDTHS[entry["dtype"]]
+            if any(type(side) is not int or side < 0 for side in shape):
+                raise ValueError(f"{name!r} of shape {shape}")
+            shapes[name], end = shape, end + width * math.prod(shape)
+        if 8 + length + end != size:
+            raise ValueError(f"{size} bytes, of which the header explains {8 + length + end}")
+        inner = json.loads(metadata[_CONFIG_KEY]) if _CONFIG_KEY in metadata else None
+        if inner is not None and not (isinstance(inner["model"], str) and isinstance(inner["hyper_parameters"], dict)):
+            raise ValueError("a config that is none")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{file} is no safetensors file: {type(error).__name__}: {error}") from error
+    return shapes, inner
+
+
+def _check_fit(
+    source: Path, cls: type[TrainableModel], hyper_parameters: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    """Makes sure that a model of these hyper-parameters has tensors of these shapes, without allocating one.
+
+    Numbers are bounded first: by what a model of images of up to ``_MAX_PIXELS`` pixels may have, and by the tensors.
+
+    Raises:
+        WeightsError: It has not, or a number is out of bounds.
+    """
+    if len(shapes) > _MAX_TENSORS:
+        raise WeightsError(f"{source}: {len(shapes)} tensors, where a model has at most {_MAX_TENSORS}")
+    longest = max([_LEAST_BOUND, *(side for shape in shapes.values() for side in shape)])
+    for key, value in hyper_parameters.items():
+        bound = _MAX_STEPS if key.endswith(("_steps", "_seed", "_particles")) or key == "num_particles" else longest
+        bound = min(bound, _LEAST_BOUND + len(shapes)) if key in ("num_layers", "layers", "encoder_blocks") else bound
+        for number in _numbers(value):
+            if abs(number) > bound:
+                raise WeightsError(
+                    f"{source}: {key}={number:g} is out of bounds: beside tensors like these it is at most {bound}"
+                )
+    event_shape = hyper_parameters.get("event_shape", ())
+    if isinstance(event_shape, list | tuple) and math.prod([*_numbers(event_shape)]) > _MAX_PIXELS:
+        raise WeightsError(f"{source}: event_shape={event_shape} has more than {_MAX_PIXELS} pixels")
+    _check_shapes(source, cls, hyper_parameters, shapes)
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """All numbers in a JSON value; of a list, its length, too."""
+    if isinstance(value, list | tuple):
+        yield len(value)
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
 
 
 def _config_in_header(content: bytes) -> dict[str, Any] | None:
@@ -322,11 +439,17 @@ def _open_checkpoint(path: Path) -> tuple[type[TrainableModel], dict[str, Any], 
         ) from error
     for key in _TRAINING_ONLY:
         hyper_parameters.pop(key, None)
-    return _class(path, name), hyper_parameters, state
+    cls = _class(path, name)
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise WeightsError(f"{path} is no checkpoint of this package, or it is damaged: its state holds no tensors")
+    _check_fit(path, cls, hyper_parameters, _shapes(state))
+    return cls, hyper_parameters, state
 
 
 def _read_config(file: Path, sha256: str | None = None) -> dict[str, Any]:
     try:
+        if file.exists() and not _is_file(file):
+            raise WeightsError(f"cannot read {file}: it is no regular file")
         if file.stat().st_size > _MAX_CONFIG_BYTES:
             raise WeightsError(f"{file} has {file.stat().st_size} bytes, a config has at most {_MAX_CONFIG_BYTES}")
         content = file.read_bytes()

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import os
 import random
@@ -24,7 +26,7 @@ from lightning_genmodels.callbacks import WholeCheckpointIO, best_path, last_pat
 from lightning_genmodels.cli import main
 from lightning_genmodels.errors import FileError, WeightsError
 from lightning_genmodels.files import write_atomically
-from lightning_genmodels.models import VAE, Bernoulli
+from lightning_genmodels.models import FVBN, MADE, VAE, Bernoulli, EoNADE, LadderVAE, Markov, PixelCNN, PixelSNAIL
 
 SOAK = bool(os.environ.get("GENMODELS_SOAK"))
 
@@ -170,9 +172,6 @@ def test_a_folder_of_weights_that_is_replaced_always_loads(tmp_path: Path) -> No
 
 
 def _is_pair(folder: Path) -> bool:
-    import hashlib
-    import json
-
     config = json.loads((folder / "config.json").read_text())
     return bool(config["weights_sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest())
 
@@ -240,3 +239,107 @@ def test_files_respect_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+# Limits.
+
+
+BOMBS = """
+import json, os, resource, sys, time
+import lightning_genmodels as gm
+from lightning_genmodels.errors import WeightsError
+from lightning_genmodels.registry import importable_models
+list(importable_models())
+gm.load("vae")
+before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+try:
+    gm.load(sys.argv[1])
+except WeightsError as error:
+    said = str(error)
+print(json.dumps({
+    "said": said,
+    "seconds": time.monotonic() - start,
+    "mebibytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+}))
+"""
+
+
+def _signed(config: dict[str, Any]) -> str:
+    plain = {key: value for key, value in config.items() if key != "config_sha256"}
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return json.dumps({**plain, "config_sha256": digest})
+
+
+def _hyper_parameters(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config["hyper_parameters"].update(changes)
+        (folder / "config.json").write_text(_signed(config))
+
+    return change
+
+
+def _fifo(folder: Path, name: str = "model.safetensors") -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+
+
+def _zero(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("/dev/zero")
+
+
+def _sparse(folder: Path) -> None:
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(10 * 2**30)
+
+
+def _long_header(folder: Path) -> None:
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write((10**9).to_bytes(8, "little"))
+        file.truncate(2**29)
+
+
+@pytest.mark.parametrize(
+    ("model", "attack"),
+    [
+        (lambda: PixelCNN((1, 4, 4), 3, 2, 3), _hyper_parameters(num_layers=10**9)),
+        (lambda: PixelCNN((1, 4, 4), 3, 2, 3), _hyper_parameters(first_kernel_size=10**9 + 1)),
+        (lambda: MADE((1, 4, 4), (5,)), _hyper_parameters(num_orders=100_000)),
+        (lambda: MADE((1, 4, 4), (5,)), _hyper_parameters(hidden_sizes=[10**9])),
+        (lambda: PixelSNAIL((1, 4, 4), 8, 2, heads=2), _hyper_parameters(orders=["patches"] * 100_000)),
+        (lambda: EoNADE((1, 4, 4), (5,)), _hyper_parameters(num_orders=100_000)),
+        (lambda: FVBN((1, 4, 4)), _hyper_parameters(event_shape=[1, 12000, 12000])),
+        (lambda: FVBN((1, 4, 4)), _hyper_parameters(event_shape=[1, 1000, 1000])),
+        (lambda: Markov((1, 4, 4)), _hyper_parameters(memory=10**6)),
+        (lambda: LadderVAE(**LadderVAE.small), _hyper_parameters(layers=[10**8, 1])),
+        (lambda: Bernoulli((1, 4, 4)), _fifo),
+        (lambda: Bernoulli((1, 4, 4)), lambda folder: _fifo(folder, "config.json")),
+        (lambda: Bernoulli((1, 4, 4)), _zero),
+        (lambda: Bernoulli((1, 4, 4)), _sparse),
+        (lambda: Bernoulli((1, 4, 4)), _long_header),
+    ],
+)
+@pytest.mark.slow
+def test_a_file_that_asks_for_too_much_is_refused_at_once(
+    model: Callable[[], Any], attack: Callable[[Path], None], tmp_path: Path
+) -> None:
+    model().save_pretrained(tmp_path / "weights")
+    attack(tmp_path / "weights")
+    command = [sys.executable, "-c", BOMBS, str(tmp_path / "weights")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    print(found)
+    assert "\n" not in found["said"]
+    assert found["mebibytes"] < 200
+    assert found["seconds"] < 10  # about 0.01 on a quiet machine
+
+
+@pytest.mark.parametrize("attack", [_fifo, _zero])
+def test_a_checkpoint_that_never_ends_is_refused(attack: Callable[[Path], None], tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    attack(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "endless.ckpt")
+    with pytest.raises(WeightsError, match=r"no (regular file|checkpoint)"):
+        load(tmp_path / "endless.ckpt")
