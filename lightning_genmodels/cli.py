@@ -285,7 +285,7 @@ def complete(
     mask = read_mask(observed, model.event_shape)
     with shown(progress):
         completed = model.complete(x, mask, generator=torch.Generator().manual_seed(seed))
-    write_images(out, completed)
+    write_images(out, completed, observed=mask)
     print(f"{len(x)} images completed by {name}: {out}")
 
 

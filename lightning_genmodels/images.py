@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from lightning_genmodels.errors import ImageError
@@ -16,6 +19,10 @@ from lightning_genmodels.files import write_atomically
 from lightning_genmodels.functional import check_images
 
 _GAP, _GAP_GREY = 2, 96
+_SCALE = 2  # of a grid's pixels
+_SHADE = 0.25  # how far observed pixels are from black and white
+_LAYOUT = "lightning_genmodels.grid"
+_MAX_PIXELS = 2**26  # of a file that is read
 
 
 def grid(images: Tensor, columns: int | None = None) -> np.ndarray:
@@ -40,25 +47,35 @@ def grid(images: Tensor, columns: int | None = None) -> np.ndarray:
     return canvas
 
 
-def write_png(path: Path, pixels: np.ndarray, scale: int = 1) -> None:
-    """Writes an (H, W) uint8 array, each pixel enlarged to ``scale`` x ``scale``.
+def write_png(path: Path, pixels: np.ndarray, scale: int = 1, text: Mapping[str, str] | None = None) -> None:
+    """Writes an (H, W) uint8 array, each pixel enlarged to ``scale`` x ``scale``, and what the file says of itself.
 
     Raises:
         FileError: The folder cannot be written.
     """
-    buffer = io.BytesIO()
-    Image.fromarray(np.kron(pixels, np.ones((scale, scale), dtype=np.uint8))).save(buffer, format="PNG")
+    buffer, said = io.BytesIO(), PngInfo()
+    for key, value in (text or {}).items():
+        said.add_text(key, value)
+    image = Image.fromarray(np.kron(pixels, np.ones((scale, scale), dtype=np.uint8)))
+    image.save(buffer, format="PNG", pnginfo=said)
     write_atomically(path, buffer.getvalue())
 
 
-def write_images(path: Path, images: Tensor, columns: int | None = None) -> None:
+def write_images(path: Path, images: Tensor, columns: int | None = None, observed: Tensor | None = None) -> None:
     """Writes images (N, 1, H, W) in {0, 1}: ``.npy`` as uint8 of that shape, ``.png`` as a grid.
+
+    The grid's layout is in the file, from which :func:`read_images` reads the images again. Pixels that ``observed``, a
+    mask that broadcasts to the images, says were given are shaded.
 
     Raises:
         ImageError: Another ending.
     """
     if path.suffix == ".png":
-        write_png(path, grid(images, columns), scale=2)
+        shown = images if observed is None else torch.where(observed.to(images.device), _shaded(images), images)
+        count, _, height, width = images.shape
+        columns = min(columns or math.ceil(math.sqrt(count)), max(count, 1))
+        layout = {"count": count, "height": height, "width": width, "columns": columns, "gap": _GAP, "scale": _SCALE}
+        write_png(path, grid(shown, columns), scale=_SCALE, text={_LAYOUT: json.dumps(layout)})
     elif path.suffix == ".npy":
         write_array(path, images.to(torch.uint8))
     else:
@@ -117,8 +134,8 @@ def read_images(path: Path, event_shape: tuple[int, int, int]) -> Tensor:
     """Reads binary images for a model.
 
     Args:
-        path: ``.npy`` with (N, 1, H, W), (N, H, W), (H, W) or (N, H * W) zeros and ones, or ``.png`` with one black and
-            white image, or with a sheet of them edge to edge.
+        path: ``.npy`` with (N, 1, H, W), (N, H, W), (H, W) or (N, H * W) zeros and ones, or ``.png``: a grid that
+            :func:`write_images` wrote, or one black and white image.
         event_shape: (1, H, W) that the model takes.
 
     Returns:
@@ -132,20 +149,25 @@ def read_images(path: Path, event_shape: tuple[int, int, int]) -> Tensor:
         if path.suffix == ".npy":
             array = np.load(path, allow_pickle=False)
         elif path.suffix == ".png":
-            with Image.open(path) as image:
+            with Image.open(path, formats=["PNG"]) as image:  # by its name alone, Pillow would start Ghostscript
+                if image.width * image.height > _MAX_PIXELS:
+                    raise ImageError(
+                        f"{path} has {image.width}x{image.height} pixels; expected {_MAX_PIXELS:,} at most"
+                    )
+                layout = image.info.get(_LAYOUT)
                 array = np.asarray(image.convert("L"), dtype=np.float32) / 255.0
+                if layout is not None:
+                    array = _cells(array, layout)
         else:
             raise ImageError(f"expected a .npy or .png file, got {path}")
-    except (OSError, ValueError, EOFError, UnidentifiedImageError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"cannot read images from {path}: {error}") from error
     if array.dtype.kind not in "biuf":
         raise ImageError(f"expected numbers in {path}, got an array of type {array.dtype}")
     tensor = torch.from_numpy(np.array(array, dtype=np.float32))
-    if path.suffix == ".png" and tensor.shape[0] % height == 0 and tensor.shape[1] % width == 0:
-        tensor = tensor.unflatten(0, (-1, height)).unflatten(2, (-1, width)).transpose(1, 2).flatten(0, 1).unsqueeze(1)
-    elif tensor.shape == (height, width):
+    if tensor.shape == (height, width):
         tensor = tensor.view(1, *event_shape)
     elif tensor.ndim == 2 and tensor.shape[1] == height * width:
         tensor = tensor.view(-1, *event_shape)
@@ -156,3 +178,31 @@ def read_images(path: Path, event_shape: tuple[int, int, int]) -> Tensor:
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
     return tensor
+
+
+def _shaded(images: Tensor) -> Tensor:
+    """Zeros and ones in two greys that are neither, and that rounding to black and white takes back."""
+    return images * (1.0 - 2.0 * _SHADE) + _SHADE
+
+
+def _cells(array: np.ndarray, layout: str) -> np.ndarray:
+    """The images (N, H, W) in a grid that :func:`write_images` wrote, black and white again.
+
+    Raises:
+        ImageError: The file is not the grid that it says it is.
+    """
+    try:
+        numbers = json.loads(layout)
+        count, height, width, columns, gap, scale = (
+            int(numbers[key]) for key in ("count", "height", "width", "columns", "gap", "scale")
+        )
+        rows = -(-count // columns)
+        expected = ((rows * (height + gap) + gap) * scale, (columns * (width + gap) + gap) * scale)
+        if array.shape != expected or min(count, height, width, columns, scale) < 1:
+            raise ValueError(f"{array.shape} pixels, not {expected}")
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise ImageError(f"a grid whose layout is damaged ({error}); write it again, or give a .npy file") from error
+    small = array[::scale, ::scale]
+    cells = [divmod(index, columns) for index in range(count)]
+    corners = [(row * (height + gap) + gap, column * (width + gap) + gap) for row, column in cells]
+    return np.stack([small[top : top + height, left : left + width] > 0.5 for top, left in corners])

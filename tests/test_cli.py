@@ -233,9 +233,8 @@ def test_score_and_encode(trained: Path, run_folder: Path, kind: str, capsys: py
     name = str(best_path(trained))
     main(["sample", name, "--out=images.npy", "--num_samples=4"])
     images = np.load("images.npy")
-    if kind == "png":  # a sheet of 2 x 2 images, edge to edge
-        sheet = images[:, 0].reshape(2, 2, 28, 28).transpose(0, 2, 1, 3).reshape(56, 56)
-        Image.fromarray(sheet * 255).save("images.png")
+    if kind == "png":  # the grid of the same images
+        main(["sample", name, "--out=images.png", "--num_samples=4"])
     capsys.readouterr()
     main(["score", name, f"images.{kind}", "--out=scores.npy", "--num_particles=10"])
     scores = np.load("scores.npy")
