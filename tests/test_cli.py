@@ -17,7 +17,7 @@ from PIL import Image
 from lightning_genmodels import list_models, load
 from lightning_genmodels.base import GenerativeModel, LatentVariableModel, TrainableModel
 from lightning_genmodels.callbacks import best_path, last_path
-from lightning_genmodels.cli import COMMANDS, main
+from lightning_genmodels.cli import SUMMARIES, main
 from lightning_genmodels.registry import model_class
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
@@ -275,15 +275,34 @@ def test_list_names_models_and_weights(capsys: pytest.CaptureFixture[str]) -> No
     assert set(json.loads(capsys.readouterr().out)) == set(list_models())
 
 
-@pytest.mark.parametrize("command", [None, *COMMANDS, "fit", "validate", "test"])
+@pytest.mark.parametrize("command", [None, *SUMMARIES])
 def test_help_of_every_command(command: str | None, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([command, "--help"] if command else ["--help"])
-    assert caught.value.code == 0
-    printed = capsys.readouterr().out
-    assert "usage:" in printed
     if command is None:
-        assert all(re.search(rf"^ +{name} ", printed, re.MULTILINE) for name in [*COMMANDS, "fit", "validate", "test"])
+        main(["--help"])
+        printed = capsys.readouterr().out
+        assert all(re.search(rf"^ +{name} ", printed, re.MULTILINE) for name in SUMMARIES)
+    else:
+        with pytest.raises(SystemExit) as caught:
+            main([command, "--help"])
+        assert caught.value.code == 0
+        printed = capsys.readouterr().out
+    assert "usage:" in printed
+
+
+@pytest.mark.parametrize("args", [["--version"], ["--help"], [], ["list"]])
+def test_what_the_command_says_of_itself_needs_no_pytorch(args: list[str]) -> None:
+    steps = f"import sys; from lightning_genmodels.cli import main; main({args}); print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", steps], capture_output=True, text=True, check=True)
+    *said, imported = found.stdout.splitlines()
+    assert imported == "False"
+    assert said
+
+
+def test_an_unknown_model_of_a_recipe_is_one_line_with_the_nearest_name(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "unknown model 'vea'; did you mean 'vae'?" in error_of(capsys, "fit", "--model", "vea")
+    assert "unknown model 'pixelcn'; did you mean 'pixelcnn'?" in error_of(capsys, "fit", "--model=pixelcn")
 
 
 def test_recipes_train_py_is_the_same_program() -> None:

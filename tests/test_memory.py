@@ -38,7 +38,7 @@ def faults(program: str) -> int:
     "program",
     [
         "from lightning_genmodels.memory import reuse_freed_memory\nassert reuse_freed_memory()",
-        "from lightning_genmodels.cli import main\nmain(['list'])",
+        "from lightning_genmodels.cli import main\nmain(['list', '--as_json=true'])",
     ],
 )
 def test_memory_that_was_freed_is_used_again(program: str) -> None:

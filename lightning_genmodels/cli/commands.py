@@ -1,23 +1,17 @@
-"""The command ``genmodels``: Lightning's ``fit``, ``validate`` and ``test``, and what one does with a trained model."""
+"""What one does with a trained model from the command line: one function a command, of its name and its options."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser
-from lightning import LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from lightning_genmodels import __version__, callbacks, evaluation, hub, pretrained, tracking
+from lightning_genmodels import __version__, evaluation, hub
 from lightning_genmodels.base import (
     AdversarialModel,
     AutoregressiveModel,
@@ -27,162 +21,19 @@ from lightning_genmodels.base import (
     RepresentationModel,
     TrainableModel,
 )
+from lightning_genmodels.cli import SUMMARIES, TRAINER_COMMANDS, listing
 from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.data.datamodule import Split
-from lightning_genmodels.errors import GenmodelsError, OptionError, WeightsError
-from lightning_genmodels.files import check_output, write_atomically
+from lightning_genmodels.errors import OptionError
+from lightning_genmodels.files import check_output
 from lightning_genmodels.functional import lines
 from lightning_genmodels.hub import verify as checks
 from lightning_genmodels.images import read_images, read_mask, write_array, write_images
-from lightning_genmodels.memory import reuse_freed_memory
 from lightning_genmodels.progress import shown
-from lightning_genmodels.registry import AUXILIARY, importable_models, list_models, model_class, model_name
-from lightning_genmodels.weights import registry
+from lightning_genmodels.registry import list_models
+from lightning_genmodels.weights import list_weights
 
 _IMAGES = (".png", ".npy")
-
-TRAINER_COMMANDS = ("fit", "validate", "test")
-
-
-class SaveConfig(SaveConfigCallback):
-    """Writes the resolved configuration to ``config.yaml`` in the folder of the run, and to the logger."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes at once where nothing is fitted."""
-        if stage != "fit" and trainer.is_global_zero:
-            self.save_config(trainer, pl_module, stage)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes once a checkpoint is restored, so that a resume that fails leaves the run's configuration alone."""
-        if trainer.is_global_zero:
-            self.save_config(trainer, pl_module, "fit")
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Called on the first process only."""
-        text = self.parser.dump(self.config, skip_unset=False)
-        if stage == "fit":
-            write_atomically(Path(trainer.default_root_dir) / callbacks.CONFIG, text.encode())
-        for logger in trainer.loggers:
-            logger.log_hyperparams(yaml.safe_load(text))
-
-
-class TrainingCLI(LightningCLI):
-    """Lightning's command line with this package's data module, checkpoints, sample grids and averaged weights."""
-
-    def __init__(self, args: Sequence[str]) -> None:
-        list(importable_models())  # so that their class names alone are known to the parser
-        super().__init__(
-            TrainableModel,
-            BinarizedMNISTDataModule,
-            subclass_mode_model=True,
-            save_config_callback=SaveConfig,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={"version": __version__},
-            args=_expand_model_names(args),
-        )
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses what ``main`` was given; Lightning would warn of two sources of arguments."""
-        self.config = parser.parse_args(args)
-
-    def _parse_ckpt_path(self) -> None:
-        """Takes no hyper-parameters from a checkpoint: the recipe says them."""
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Fit, validate and test."""
-        return {name: skip for name, skip in LightningCLI.subcommands().items() if name in TRAINER_COMMANDS}
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The options that recipes have beyond Lightning's."""
-        parser.add_argument("--ema", type=float | None, default=None, help="Decay of an average of the weights.")
-        parser.add_argument("--compile", type=bool, default=False, help="Compile the networks before training.")
-        parser.add_argument(
-            "--save_every_n_batches", type=int, default=0, help="Also save last.ckpt within an epoch; 0 for never."
-        )
-        parser.add_argument(
-            "--overwrite", type=bool, default=False, help="Start anew in a folder that holds a run, which is deleted."
-        )
-        parser.add_argument("--wandb", type=str | None, default=None, help="Track in this Weights & Biases project.")
-        parser.add_argument("--tags", type=list[str], default=[], help="Tags of the tracked run.")
-        parser.add_lightning_class_args(callbacks.SampleGrid, "samples")
-        parser.link_arguments("data.event_shape", "model.init_args.event_shape", apply_on="instantiate")
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds the checkpoints and the logger, which need the folder of the run and the model."""
-        config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        root = Path(config["default_root_dir"] or Path("runs") / model_name(type(self.model)))
-        config["default_root_dir"] = str(root)
-        if config["logger"] is None or config["logger"] is True:
-            config["logger"] = self._loggers(root)
-        if (every := config["check_val_every_n_epoch"]) and (config["max_epochs"] or 0) > 0:
-            config["check_val_every_n_epoch"] = min(every, config["max_epochs"])  # or it ends without a best
-        extra = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
-        if self.subcommand == "fit":
-            extra += [callbacks.CompileNetworks()] if self._get(self.config_init, "compile") else []
-            decay = self._get(self.config_init, "ema")
-            # The grid comes before the average is swapped back; the last checkpoint holds the state of all others.
-            extra += [callbacks.exponential_moving_average(decay)] if decay is not None else []
-            if config["enable_checkpointing"] is not False:
-                extra.append(callbacks.BestCheckpoint(root, self.model.monitor))
-                every = self._get(self.config_init, "save_every_n_batches")
-                extra.append(callbacks.LastCheckpoint(root, every))
-                extra.append(tracking.ExportBest(root))
-            extra.append(tracking.TrainingMonitor(config["log_every_n_steps"] or 50))
-        config["plugins"] = [*_listed(config["plugins"]), callbacks.WholeCheckpointIO()]
-        return self._instantiate_trainer(config, extra)
-
-    def _loggers(self, root: Path) -> list[Logger]:
-        loggers: list[Logger] = [CSVLogger(root, name="logs")]
-        project = self._get(self.config_init, "wandb")
-        if project is not None:
-            tags = [model_name(type(self.model)), self.datamodule.binarization, *self._get(self.config_init, "tags")]
-            loggers.append(tracking.wandb_logger(project, root, tags, self.model.monitor))
-        return loggers
-
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        kwargs["weights_only"] = True  # nothing is unpickled from a checkpoint but tensors and plain values
-        named = {
-            "last": callbacks.last_path,
-            "best": callbacks.best_path,
-            "before_fall": callbacks.before_fall_path,
-        }
-        root = Path(self.trainer.default_root_dir)
-        is_auto = kwargs["ckpt_path"] == "auto"
-        if is_auto:  # what a job that may be restarted wants
-            path = callbacks.newest_whole(root)
-            kwargs["ckpt_path"] = None if path is None else str(path)
-            if path is not None:
-                rank_zero_info(f"going on from {path}")
-        if kwargs["ckpt_path"] in named:
-            path = named[kwargs["ckpt_path"]](root)
-            if not path.is_file():
-                raise WeightsError(
-                    f"no checkpoint at {path}; start without --ckpt_path, or name the run's folder with "
-                    "--trainer.default_root_dir"
-                )
-            kwargs["ckpt_path"] = str(path)
-        if kwargs["ckpt_path"] is not None:
-            pretrained.check_checkpoint(Path(kwargs["ckpt_path"]), self.model)
-        if (
-            subcommand == "fit" and getattr(rank_zero_only, "rank", 0) == 0
-        ):  # others may start when the first one is at work
-            overwrite = self._get(self.config_init, "overwrite")
-            callbacks.claim(root, resumes=kwargs["ckpt_path"] is not None or is_auto, overwrite=overwrite)
-        return kwargs
-
-
-def _listed(value: Any) -> list[Any]:
-    """What may be None, one thing or several, as a list."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def sample(
@@ -423,12 +274,10 @@ def list_(as_json: bool = False) -> None:
     Args:
         as_json: Print JSON.
     """
-    names = {model: [w.name for w in registry().values() if w.model == model] for model in list_models()}
     if as_json:
-        print(json.dumps(names, indent=2))
+        print(json.dumps({model: list_weights(model) for model in list_models()}, indent=2))
         return
-    for model, weights in names.items():
-        print(f"{model:20} {', '.join(weights) or 'no trained weights yet'}")
+    print(listing())
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -445,27 +294,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Entry point of ``genmodels`` and of ``recipes/train.py``; user errors end it with one line and status 2."""
-    args = list(sys.argv[1:] if args is None else args)
-    reuse_freed_memory()
-    try:
-        if args and args[0] in TRAINER_COMMANDS:
-            TrainingCLI(args)
-        else:
-            _run_command(args)
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, GenmodelsError):
-            cause = cause.__cause__  # the parser wraps what a constructor raises
-        if cause is None:
-            raise
-        sys.stderr.write(f"genmodels: error: {cause}\n")
-        raise SystemExit(2) from error
-
-
-def _run_command(args: list[str]) -> None:
-    parser = ArgumentParser(prog="genmodels", description=__doc__, version=__version__)
+def run(args: list[str]) -> None:
+    """Parses a command and its options, and runs it."""
+    parser = ArgumentParser(
+        prog="genmodels", description="Trained generative models of binary images.", version=__version__
+    )
     commands = parser.add_subcommands(dest="command")
     for name, function in COMMANDS.items():
         sub = ArgumentParser(description=inspect.getdoc(function))
@@ -473,27 +306,9 @@ def _run_command(args: list[str]) -> None:
         sub.add_function_arguments(function, as_positional=True, skip={"data"} if takes_data else set())
         if takes_data:
             sub.add_class_arguments(BinarizedMNISTDataModule, "data")
-        commands.add_subcommand(name, sub, help=(inspect.getdoc(function) or "").splitlines()[0])
-    for name in TRAINER_COMMANDS:
-        help_ = f"Lightning's Trainer.{name}; see: genmodels {name} --help"
-        commands.add_subcommand(name, ArgumentParser(), help=help_)
+        commands.add_subcommand(name, sub, help=SUMMARIES[name])
+    for name in TRAINER_COMMANDS:  # so that an error about a command's name lists all of them
+        commands.add_subcommand(name, ArgumentParser(), help=SUMMARIES[name])
     config = parser.instantiate(parser.parse_args(args))
     options = config[config.command]
     COMMANDS[config.command](**{key: options[key] for key in inspect.signature(COMMANDS[config.command]).parameters})
-
-
-def _expand_model_names(args: Sequence[str]) -> list[str]:
-    """Turns ``--model vae`` into ``--model lightning_genmodels.models.vae.VAE``."""
-    expanded = list(args)
-    for index, argument in enumerate(expanded):
-        name = argument.removeprefix("--model=")
-        follows = index > 0 and expanded[index - 1] == "--model"
-        if (follows or name != argument) and name in {*list_models(), *AUXILIARY}:
-            cls = model_class(name)
-            prefix = "" if follows else "--model="
-            expanded[index] = f"{prefix}{cls.__module__}.{cls.__qualname__}"
-    return expanded
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,81 @@
+"""The command ``genmodels``. What it says of itself is said without importing PyTorch, which takes seconds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from lightning_genmodels import __version__
+from lightning_genmodels.errors import GenmodelsError
+
+TRAINER_COMMANDS = ("fit", "validate", "test")
+
+SUMMARIES = {
+    "fit": "train a model: Lightning's Trainer.fit",
+    "validate": "validate a model: Lightning's Trainer.validate",
+    "test": "test a model: Lightning's Trainer.test",
+    "sample": "draw images",
+    "score": "print how likely images are: log-probabilities in nats, exact or a lower bound",
+    "encode": "write the codes of images",
+    "complete": "draw what is missing from images, given the rest",
+    "interpolate": "draw images between latent points",
+    "evaluate": "measure a trained model: the protocol behind every published figure",
+    "export": "turn a checkpoint into weights to share",
+    "verify": "recompute published figures, image by image",
+    "publish": "upload weights to the Hugging Face Hub, with a card",
+    "list": "list models and trained weights",
+}
+"""What each command does."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of ``genmodels`` and of ``recipes/train.py``; user errors end it with one line and status 2."""
+    args = list(sys.argv[1:] if args is None else args)
+    if args == ["--version"]:
+        print(f"genmodels {__version__}")
+    elif args in ([], ["-h"], ["--help"]):
+        print(_usage())
+    elif args == ["list"]:
+        print(listing())
+    else:
+        _run(args)
+
+
+def listing() -> str:
+    """Models, and the trained weights of each."""
+    from lightning_genmodels.registry import list_models
+    from lightning_genmodels.weights import list_weights
+
+    lines = [f"{model:20} {', '.join(list_weights(model)) or 'no trained weights yet'}" for model in list_models()]
+    return "\n".join(lines)
+
+
+def _usage() -> str:
+    commands = "\n".join(f"  {name:12} {summary}" for name, summary in SUMMARIES.items())
+    return (
+        "usage: genmodels [-h] [--version] command ...\n\nTrained generative models of binary images.\n\n"
+        f"commands, each with its own --help:\n{commands}"
+    )
+
+
+def _run(args: list[str]) -> None:
+    from lightning_genmodels.memory import reuse_freed_memory
+
+    reuse_freed_memory()
+    try:
+        if args[0] in TRAINER_COMMANDS:
+            from lightning_genmodels.cli.train import TrainingCLI
+
+            TrainingCLI(args)
+        else:
+            from lightning_genmodels.cli.commands import run
+
+            run(args)
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, GenmodelsError):
+            cause = cause.__cause__  # the parser wraps what a constructor raises
+        if cause is None:
+            raise
+        sys.stderr.write(f"genmodels: error: {cause}\n")
+        raise SystemExit(2) from error
