@@ -314,6 +314,30 @@ def test_recipes_train_py_is_the_same_program() -> None:
 # Mistakes.
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["sample"], "required: sample.name"),
+        (["sample", "vae", "--num_samples=x"], "--num_samples: expected int, got x"),
+        (["sample", "vae", "--bogus"], "unrecognized arguments: --bogus"),
+        (["fit", "--trainer.max_epochs=many"], "--trainer.max_epochs: expected int or NoneType, got many"),
+        (["fit", "--model=vae", "--model.latent_dim=x"], "--latent_dim: expected int, got x"),
+        (["fit", "--model=vae", "--bogus=1"], "unrecognized arguments"),
+        (["fit", "--config=nowhere.yaml"], "File does not exist"),
+        (["fit", "--model=vae", "--data.source=x"], "expected typing.Literal['mnist', 'digits'], got x"),
+        (["fit", "--model=vae", "--trainer.precision=foo"], "got foo"),
+        (["fit", "--model=vae", "--trainer.accelerator=cpu", "--trainer.devices=0"], "devices"),
+    ],
+)
+def test_a_wrong_option_is_one_line(
+    run_folder: Path, args: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = error_of(capsys, *args)
+    assert said in line
+    assert "usage:" not in line
+
+
 def test_unknown_names(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown model or weight 'vea'; did you mean 'vae'?" in error_of(capsys, "sample", "vea")
     assert "no checkpoint at gone.ckpt" in error_of(capsys, "sample", "gone.ckpt")

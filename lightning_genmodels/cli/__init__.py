@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 import sys
 from collections.abc import Sequence
 
@@ -71,11 +73,35 @@ def _run(args: list[str]) -> None:
             from lightning_genmodels.cli.commands import run
 
             run(args)
+    except argparse.ArgumentError as error:
+        command = f"genmodels {args[0]}" if args[0] in SUMMARIES else "genmodels"
+        sys.stderr.write(f"genmodels: error: {_one_line(error)}; {command} --help lists what there is\n")
+        raise SystemExit(2) from error
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, GenmodelsError):
             cause = cause.__cause__  # the parser wraps what a constructor raises
+        if (
+            cause is None and type(error).__name__ == "MisconfigurationException"
+        ):  # Lightning's, of the Trainer's options
+            cause = error
         if cause is None:
             raise
-        sys.stderr.write(f"genmodels: error: {cause}\n")
+        line = " ".join(str(cause).split())
+        sys.stderr.write(f"genmodels: error: {line}\n")
         raise SystemExit(2) from error
+
+
+def _one_line(error: argparse.ArgumentError) -> str:
+    """What a parser found wrong: which option, what was expected and what came."""
+    text = " ".join(str(error).split())
+    inner = re.search(r"Problem with given class_path .*?: (Parser key .*?)(?: - Expected|$)", text)
+    text = re.sub(r"<class '([^']*)'>", r"\1", inner[1] if inner else text)
+    one = re.fullmatch(r'Parser key "([^"]+)": Expected an? (.*?)\. Got value: (.*)', text)
+    if one is not None:
+        return f"--{one[1]}: expected {one[2]}, got {one[3]}"
+    several = re.fullmatch(r'Parser key "([^"]+)": .*? Errors: (.*) Given value type: .* Given value: (.*)', text)
+    if several is not None:
+        expected = " or ".join(re.findall(r"Expected an? (.*?)(?= - |$|\. )", several[2]))
+        return f"--{several[1]}: expected {expected}, got {several[3]}"
+    return text

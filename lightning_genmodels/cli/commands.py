@@ -296,19 +296,18 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def run(args: list[str]) -> None:
     """Parses a command and its options, and runs it."""
-    parser = ArgumentParser(
-        prog="genmodels", description="Trained generative models of binary images.", version=__version__
-    )
+    about = "Trained generative models of binary images."
+    parser = ArgumentParser(prog="genmodels", description=about, version=__version__, exit_on_error=False)
     commands = parser.add_subcommands(dest="command")
     for name, function in COMMANDS.items():
-        sub = ArgumentParser(description=inspect.getdoc(function))
+        sub = ArgumentParser(description=inspect.getdoc(function), exit_on_error=False)
         takes_data = "data" in inspect.signature(function).parameters
         sub.add_function_arguments(function, as_positional=True, skip={"data"} if takes_data else set())
         if takes_data:
             sub.add_class_arguments(BinarizedMNISTDataModule, "data")
         commands.add_subcommand(name, sub, help=SUMMARIES[name])
     for name in TRAINER_COMMANDS:  # so that an error about a command's name lists all of them
-        commands.add_subcommand(name, ArgumentParser(), help=SUMMARIES[name])
+        commands.add_subcommand(name, ArgumentParser(exit_on_error=False), help=SUMMARIES[name])
     config = parser.instantiate(parser.parse_args(args))
     options = config[config.command]
     COMMANDS[config.command](**{key: options[key] for key in inspect.signature(COMMANDS[config.command]).parameters})

@@ -59,7 +59,7 @@ class TrainingCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"version": __version__},
+            parser_kwargs={"version": __version__, "exit_on_error": False, **_raising()},
             args=_expand_model_names(args),
         )
 
@@ -153,6 +153,11 @@ class TrainingCLI(LightningCLI):
             overwrite = self._get(self.config_init, "overwrite")
             callbacks.claim(root, resumes=kwargs["ckpt_path"] is not None or is_auto, overwrite=overwrite)
         return kwargs
+
+
+def _raising() -> dict[str, Any]:
+    """Options of the parsers of the commands: an error is raised, and not printed below a page of usage."""
+    return {name: {"exit_on_error": False} for name in TRAINER_COMMANDS}
 
 
 def _listed(value: Any) -> list[Any]:
