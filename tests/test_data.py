@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -234,6 +235,11 @@ class _Quiet(SimpleHTTPRequestHandler):
         if "cut" in self.path:  # promised in full, sent in part
             outputfile.write(source.read(100))  # type: ignore[attr-defined]
             return
+        if "slow" in self.path:
+            for _ in range(100):
+                outputfile.write(source.read(1))  # type: ignore[attr-defined]
+                time.sleep(0.05)
+            return
         super().copyfile(source, outputfile)  # type: ignore[arg-type]
 
 
@@ -245,7 +251,7 @@ def mirror(tmp_path: Path) -> Iterator[Mirror]:
 
 
 def data_file(content: bytes, *mirrors: str, suffix: str = "", name: str = "numbers") -> DataFile:
-    return DataFile(f"set/{name}", hashlib.sha256(content).hexdigest(), mirrors, suffix)
+    return DataFile(f"set/{name}", hashlib.sha256(content).hexdigest(), len(content), mirrors, suffix)
 
 
 def files_in(folder: Path) -> list[str]:
@@ -278,6 +284,45 @@ def test_download_cut_in_the_middle_leaves_nothing(mirror: Mirror, tmp_path: Pat
     with pytest.raises(DataError, match="could not be downloaded"):
         sources.fetch(tmp_path / "data", data_file(content, mirror.address, name="cut"))
     assert files_in(tmp_path / "data") == []
+
+
+def test_a_download_is_bounded_in_size_and_time_and_the_next_mirror_is_tried(mirror: Mirror, tmp_path: Path) -> None:
+    content = b"0 1 0\n" * 1000
+    for folder, wrong in (("endless", bytes(10**7)), ("bomb", gzip.compress(bytes(10**8)))):
+        (mirror.folder / folder).mkdir()
+        (mirror.folder / folder / "numbers.gz").write_bytes(wrong)
+    (mirror.folder / "numbers.gz").write_bytes(gzip.compress(content))
+    addresses = [f"{mirror.address}{folder}/" for folder in ("endless", "bomb")]
+    with pytest.raises(DataError) as caught:
+        sources.fetch(tmp_path / "none", data_file(content, *addresses, suffix=".gz"))
+    assert "more than the" in str(caught.value)
+    file = data_file(content, *addresses, mirror.address, suffix=".gz")
+    assert sources.fetch(tmp_path / "data", file).is_file()
+    assert sources.read(tmp_path / "data", file) == content
+    (mirror.folder / "slow").write_bytes(bytes(100))
+    with pytest.raises(DataError, match=r"not complete after 0\.2 seconds"):
+        sources.fetch(tmp_path / "slow", data_file(bytes(100), mirror.address, name="slow"), limit=0.2)
+    assert files_in(tmp_path / "slow") == []
+
+
+@pytest.mark.parametrize(("kept", "suffix"), [("numbers", ""), ("numbers", ".gz"), ("numbers.gz", "")])
+def test_a_damaged_file_is_fetched_again(mirror: Mirror, tmp_path: Path, kept: str, suffix: str) -> None:
+    content = b"0 1 0\n" * 1000
+    (mirror.folder / f"numbers{suffix}").write_bytes(gzip.compress(content) if suffix else content)
+    (tmp_path / "data" / "set").mkdir(parents=True)
+    (tmp_path / "data" / "set" / kept).write_bytes(b"damaged")
+    file = data_file(content, mirror.address, suffix=suffix)
+    sources.fetch(tmp_path / "data", file)
+    assert sources.read(tmp_path / "data", file) == content
+    assert files_in(tmp_path / "data") == [f"numbers{suffix}"]
+
+
+def test_a_damaged_file_without_a_network_is_one_error_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "numbers").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"is corrupt: expected sha256[\s\S]*127\.0\.0\.1:9"):
+        sources.fetch(tmp_path, data_file(b"content", "http://127.0.0.1:9/"))
+    assert files_in(tmp_path) == ["numbers"]
 
 
 def test_no_network_and_no_files_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
