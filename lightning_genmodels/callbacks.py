@@ -17,7 +17,7 @@ from torchmetrics import Metric
 
 from lightning_genmodels import pretrained
 from lightning_genmodels.base import GenerativeModel, TabularModel, TrainableModel
-from lightning_genmodels.errors import OptionError, WeightsError
+from lightning_genmodels.errors import OptionError, WeightsError, at_least, within
 from lightning_genmodels.files import atomic_file
 from lightning_genmodels.images import grid, write_png
 
@@ -171,6 +171,7 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, root: str | Path, every_n_batches: int = 0) -> None:
+        at_least(0, save_every_n_batches=every_n_batches)
         self.path = last_path(root)
         self.before_fall = before_fall_path(root)
         self.every_n_batches = every_n_batches
@@ -218,6 +219,8 @@ class SampleGrid(Callback):
     """
 
     def __init__(self, every_n_epochs: int = 10, num_samples: int = 64, seed: int = 0) -> None:
+        at_least(0, every_n_epochs=every_n_epochs)
+        at_least(1, num_samples=num_samples)
         self.every_n_epochs = every_n_epochs
         self.num_samples = num_samples
         self.seed = seed
@@ -264,5 +267,6 @@ def exponential_moving_average(decay: float) -> WeightAveraging:
 
     Buffers are copied and not averaged: averaging would corrupt integer buffers such as pixel orders.
     """
+    within(0.0, 1.0, ema=decay)
     # All weights in one pass, where Lightning's EMAWeightAveraging takes several, and one weight at a time.
     return WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any
 
 
 class GenmodelsError(Exception):
@@ -54,3 +56,41 @@ class UnknownNameError(GenmodelsError, LookupError):
 def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def at_least(least: float, **values: Any) -> None:
+    """Makes sure that numbers, or all numbers of a list, are at least so large.
+
+    Args:
+        least: The bound; a whole number asks for whole numbers.
+        values: By the names that the message gives them; None is left out.
+
+    Raises:
+        OptionError: Names the first that is not, with what was expected and what came.
+
+    Example:
+        >>> at_least(1, hidden_size=500, kernel_sizes=(7, 3))
+    """
+    kind, what = (Integral, "a whole number") if isinstance(least, int) else (Real, "a number")
+    for name, value in values.items():
+        if not all(
+            isinstance(item, kind) and not isinstance(item, bool) and float(item) >= least for item in _items(value)
+        ):
+            raise OptionError(f"expected {name} to be {what} of at least {least:g}, got {value!r}")
+
+
+def within(low: float, high: float, **values: Any) -> None:
+    """Makes sure that numbers, or all numbers of a list, are at least ``low`` and below ``high``.
+
+    Raises:
+        OptionError: As :func:`at_least`.
+    """
+    for name, value in values.items():
+        if not all(isinstance(item, Real) and low <= float(item) < high for item in _items(value)):
+            raise OptionError(f"expected {name} to be from {low:g} to below {high:g}, got {value!r}")
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [] if value is None else [value]

@@ -110,6 +110,10 @@ def test_samples_are_binary_and_reproducible(name: str) -> None:
     assert model.sample(0).shape == (0, *model.event_shape)
     with pytest.raises(OptionError, match="at least 0, got -1"):
         model.sample(-1)
+    with pytest.raises(OptionError, match=r"a whole number of at least 0, got 2\.0"):
+        model.sample(2.0)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"expected a torch\.Generator, got 0"):
+        model.sample(2, generator=0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", MODELS)

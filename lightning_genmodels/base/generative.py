@@ -16,7 +16,7 @@ from torchmetrics import Metric
 
 from lightning_genmodels import pretrained
 from lightning_genmodels.data import BinarizedMNISTDataModule
-from lightning_genmodels.errors import DivergenceError, ImageError, OptionError
+from lightning_genmodels.errors import DivergenceError, ImageError, OptionError, at_least, within
 from lightning_genmodels.functional import (
     check_images,
     derive_seed,
@@ -106,6 +106,9 @@ class TrainableModel(LightningModule, ABC):
         shape = tuple(event_shape)
         if len(shape) != 3 or shape[0] != 1 or min(shape) < 1:
             raise OptionError(f"expected event_shape (1, H, W), got {shape}")
+        at_least(0.0, learning_rate=learning_rate, weight_decay=weight_decay, muon_learning_rate=muon_learning_rate)
+        at_least(0, warmup_steps=warmup_steps)
+        within(0.0, 1.0, betas=betas)
         self.event_shape: EventShape = (shape[0], shape[1], shape[2])
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -508,8 +511,11 @@ class GenerativeModel(TrainableModel, ABC):
         Raises:
             OptionError: ``num_samples`` is negative.
         """
-        if num_samples < 0:
-            raise OptionError(f"expected num_samples of at least 0, got {num_samples}")
+        at_least(0, num_samples=num_samples)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise OptionError(
+                f"expected a torch.Generator, got {generator!r}; make one: torch.Generator().manual_seed(0)"
+            )
         chunks = [self._sample(size, generator) for size in chunk_sizes(num_samples, self.sample_chunk)]
         return torch.cat(chunks).float() if chunks else torch.zeros((0, *self.event_shape), device=self.device)
 

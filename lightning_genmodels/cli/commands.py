@@ -24,7 +24,7 @@ from lightning_genmodels.base import (
 from lightning_genmodels.cli import SUMMARIES, TRAINER_COMMANDS, listing
 from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.data.datamodule import Split
-from lightning_genmodels.errors import OptionError
+from lightning_genmodels.errors import OptionError, at_least, within
 from lightning_genmodels.files import check_output
 from lightning_genmodels.functional import lines
 from lightning_genmodels.hub import verify as checks
@@ -34,6 +34,7 @@ from lightning_genmodels.registry import list_models
 from lightning_genmodels.weights import list_weights
 
 _IMAGES = (".png", ".npy")
+_SEEDS = 2**63
 
 
 def sample(
@@ -54,6 +55,8 @@ def sample(
         seed: Seed of the samples.
         progress: Show a bar while a slow model draws pixel by pixel, if standard error is a terminal.
     """
+    at_least(1, num_samples=num_samples, grid=grid)
+    within(0, _SEEDS, seed=seed)
     out = check_output(out or Path(f"{Path(name).name}_samples.png"), _IMAGES)
     model = hub.load(name)
     count = grid**2 if grid else num_samples
@@ -73,6 +76,8 @@ def score(name: str, images: Path, out: Path | None = None, num_particles: int =
         num_particles: Particles of the importance-weighted bound, for a latent-variable model.
         seed: Seed of its noise.
     """
+    at_least(1, num_particles=num_particles)
+    within(0, _SEEDS, seed=seed)
     if out is not None:
         check_output(out, [".npy"], images)
     model = hub.load(name)
@@ -128,6 +133,7 @@ def complete(
         seed: Seed of the draw.
         progress: Show a bar while a slow model draws pixel by pixel, if standard error is a terminal.
     """
+    within(0, _SEEDS, seed=seed)
     out = check_output(out or Path(f"{Path(name).name}_completed.png"), _IMAGES, images, Path(observed))
     model = hub.load(name)
     if not isinstance(model, AutoregressiveModel | OrderMixture):
@@ -153,8 +159,8 @@ def interpolate(name: str, out: Path | None = None, pairs: int = 8, steps: int =
     model = hub.load(name)
     if not isinstance(model, LatentVariableModel | AdversarialModel):
         raise OptionError(f"a {type(model).__name__} draws no latents to interpolate; take a model that does: vae, gan")
-    if min(pairs, steps) < 1:
-        raise OptionError(f"expected pairs and steps of at least 1, got {pairs} and {steps}")
+    at_least(1, pairs=pairs, steps=steps)
+    within(0, _SEEDS, seed=seed)
     out = check_output(out or Path(f"{Path(name).name}_interpolations.png"), _IMAGES)
     ends = model.sample_latent(2 * pairs, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
@@ -198,6 +204,10 @@ def evaluate(
         samples: Also judge so many samples, say 10000, beside real images and independent pixels; 0 for none.
         extractor: The digit classifier that judges them: weight, folder, checkpoint, or owner/repo on the Hub.
     """
+    at_least(2, limit=limit)  # an error of the mean takes two images
+    at_least(1, num_particles=num_particles, devices=devices)
+    at_least(0, ais=ais, samples=samples)
+    within(0, _SEEDS, seed=seed)
     with shown():
         report = evaluation.evaluate(
             hub.load(name),

@@ -114,6 +114,14 @@ class TrainingCLI(LightningCLI):
         config["plugins"] = [*_listed(config["plugins"]), callbacks.WholeCheckpointIO()]
         return self._instantiate_trainer(config, extra)
 
+    def after_fit(self) -> None:
+        """Says where the results are, and the best figure."""
+        root = Path(self.trainer.default_root_dir)
+        best = [callback for callback in self.trainer.callbacks if isinstance(callback, callbacks.BestCheckpoint)]
+        if best and best[0].best_model_score is not None:
+            figure = f"best {best[0].monitor} {float(best[0].best_model_score):.3f}: {best[0].best_model_path}"
+            rank_zero_info(f"{figure}; weights: {root / callbacks.EXPORTED}")
+
     def _loggers(self, root: Path) -> list[Logger]:
         loggers: list[Logger] = [CSVLogger(root, name="logs")]
         project = self._get(self.config_init, "wandb")
