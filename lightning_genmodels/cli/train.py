@@ -117,7 +117,8 @@ class TrainingCLI(LightningCLI):
     def after_fit(self) -> None:
         """Says where the results are, and the best figure."""
         root = Path(self.trainer.default_root_dir)
-        best = [callback for callback in self.trainer.callbacks if isinstance(callback, callbacks.BestCheckpoint)]
+        found: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        best = [callback for callback in found if isinstance(callback, callbacks.BestCheckpoint)]
         if best and best[0].best_model_score is not None:
             figure = f"best {best[0].monitor} {float(best[0].best_model_score):.3f}: {best[0].best_model_path}"
             rank_zero_info(f"{figure}; weights: {root / callbacks.EXPORTED}")
