@@ -3,13 +3,17 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test lint wheel clean
+.PHONY: demo test soak lint wheel clean
 
 demo: $(STAMP)  ## Set up, train a small VAE for a minute, sample from trained weights
 	$(BIN)/python recipes/demo.py
 
 test: $(STAMP)  ## Set up, run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+soak: $(STAMP)  ## The long counts: kills, full disks, flipped bits, damaged reports; writes soak.log
+	GENMODELS_SOAK=1 GENMODELS_TEST_KILLS=40 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s --timeout 7200 \
+		tests/test_survival.py tests/test_resume.py tests/test_figures.py | tee soak.log
 
 lint: $(STAMP)  ## Style, types, and the direction of imports
 	$(BIN)/ruff check .
