@@ -154,10 +154,12 @@ def deviation(qualities: Sequence[Quality]) -> dict[str, float]:
     return {key: float(torch.tensor(values).std()) for key, values in _figures(qualities).items()}
 
 
-def with_deviation(value: float, spread: float) -> str:
-    """A figure and its standard deviation, with no more digits than they carry: ``35.5 ± 0.6``."""
-    if spread <= 0.0:
-        return f"{value:.4g}"
+def with_deviation(value: float, spread: float | None) -> str:
+    """A figure and its standard deviation, with no more digits than they carry: ``35.5 ± 0.6``; of one set of samples,
+    whose deviation is not known, the figure alone.
+    """
+    if spread is None or spread <= 0.0:
+        return f"{value:.3g}"
     decimals = max(0, -math.floor(math.log10(spread)))
     return f"{value:.{decimals}f} ± {spread:.{decimals}f}"
 
@@ -175,7 +177,7 @@ def quality_table(rows: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]
     ]
     keys = ["frechet", "precision", "recall", "coverage", "classes", "rarest_class", "commonest_class", "label_kl"]
     lines = [
-        " | ".join([f"| {label}", *(with_deviation(q[key], d[key]) for key in [*keys, "nearest", "copies"])]) + " |"
+        " | ".join([f"| {label}", *(with_deviation(q[key], d.get(key)) for key in [*keys, "nearest", "copies"])]) + " |"
         for label, (q, d) in sorted(rows.items(), key=lambda row: row[1][0]["frechet"])
     ]
     return "\n".join([*head, *lines])

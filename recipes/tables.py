@@ -76,7 +76,7 @@ def quality() -> str:
 
 
 def _of(found: dict[str, Any], kind: str) -> tuple[dict[str, float], dict[str, float]]:
-    return found["results"][kind], found["deviations"][kind]
+    return found["results"][kind], found.get("deviations", {}).get(kind, {})
 
 
 def updated(text: str) -> str:

@@ -104,7 +104,7 @@ def test_publish_then_load_by_branch_tag_and_commit(hub: HubServer, client: Clie
     assert metadata["model-index"][0]["results"][0]["metrics"][0]["value"] == round(figure["value"], 3)
     assert f"| nll | exact | {figure['value']:.2f} | {figure['standard_error']:.2f} |" in body
     quality = registry()["bernoulli.static_v1"].metrics["quality"]
-    frechet = (quality[kind]["samples"]["frechet"] for kind in ("results", "deviations"))
+    frechet = (quality.get(kind, {}).get("samples", {}).get("frechet") for kind in ("results", "deviations"))
     assert f"| bernoulli.static_v1 | {with_deviation(*frechet)} |" in body
     usage = body.split("```python\n")[1].split("```")[0]
     assert client(usage + "\nresult['shape'] = list(images.shape)")["shape"] == [64, 1, 28, 28]

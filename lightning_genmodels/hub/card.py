@@ -130,7 +130,9 @@ def _samples(weights: Weights) -> list[str]:
         return []
     results = found["results"]
     labels = {weights.name: "samples", FLOOR: "floor", CEILING: "ceiling"}
-    table = quality_table({label: (results[kind], found["deviations"][kind]) for label, kind in labels.items()})
+    table = quality_table(
+        {label: (results[kind], found.get("deviations", {}).get(kind, {})) for label, kind in labels.items()}
+    )
     return [
         "## Samples",
         f"{found['num_samples']:,} samples beside {found['num_real']:,} {found['split']} images, in the features and "
