@@ -84,7 +84,7 @@ class PixelCNN(RasterModel):
         event_shape: (1, H, W) of one image.
         hidden_size: h, features inside of a residual block; the paper does not say how many it has for MNIST.
         num_layers: Residual blocks.
-        first_kernel_size: Of the first convolution, with mask A.
+        first_kernel_size: Of the first convolution, with mask A; 7 in the paper, 27 in the weight that ships.
         kernel_size: Of those in the blocks, with mask B.
         dropout: Probability with which a feature is dropped in training; the paper has none.
         bias_by_place: Whether the first convolution has a bias of its own for every pixel, which the paper has not: a

@@ -43,7 +43,8 @@ class VAE(LatentVariableModel):
             in closed form), more for the importance-weighted bound (Burda et al., eq. 8).
         kl_warmup_steps: Steps over which the weight of the KL divergence rises from zero to one in the training loss
             (Sønderby et al. 2016, section 2.3). Without it most latent variables are pruned in the first epochs, and
-            stay so. The bounds that are reported never have it.
+            stay so. The bounds that are reported never have it. While it lasts, one particle is trained, whatever
+            ``num_particles``: the importance-weighted bound has no such weight. That is not Burda et al.'s.
         dropout: Fraction of hidden units, or channels, that training drops, after every hidden layer of all networks
             (Srivastava et al. 2014).
         network: ``mlp``: linear layers and tanh. ``conv``: each hidden layer is a convolution that halves the
