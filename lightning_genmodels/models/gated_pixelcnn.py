@@ -121,7 +121,7 @@ class GatedPixelCNN(RasterModel):
     """p(x_i = 1 | x_<i) by two stacks of gated convolutions, without the blind spot of a plain PixelCNN.
 
     The context grows by a layer's reach in every layer: deep enough, it is every earlier pixel; at six layers, with
-    filters of 15 and then 3 pixels, it ends 12 rows above and 12 columns beside.
+    filters of 15 and then 3 pixels, it ends 13 rows above and 12 columns beside.
 
     Args:
         event_shape: (1, H, W) of one image.
