@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -430,9 +429,3 @@ def test_k_steps_of_the_critic_come_before_one_of_the_generator() -> None:
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.generator.state_dict().items())
     trainer(max_epochs=-1, max_steps=3, limit_val_batches=0).fit(model, datamodule=digits(image_size=8))
     assert not all(torch.equal(tensor, before[key]) for key, tensor in model.generator.state_dict().items())
-
-
-def test_json_of_a_run_says_nothing_of_a_seed_it_did_not_draw(tmp_path: Path) -> None:
-    model = VAE((1, SIDE, SIDE), (5,), 2)
-    model.save_pretrained(tmp_path)
-    assert "base_seed" not in json.loads((tmp_path / "config.json").read_text())["hyper_parameters"]

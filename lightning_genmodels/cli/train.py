@@ -156,9 +156,8 @@ class TrainingCLI(LightningCLI):
             kwargs["ckpt_path"] = str(path)
         if kwargs["ckpt_path"] is not None:
             pretrained.check_checkpoint(Path(kwargs["ckpt_path"]), self.model)
-        if (
-            subcommand == "fit" and getattr(rank_zero_only, "rank", 0) == 0
-        ):  # others may start when the first one is at work
+        # The first process alone: others may start when it is already at work in the folder.
+        if subcommand == "fit" and getattr(rank_zero_only, "rank", 0) == 0:
             overwrite = self._get(self.config_init, "overwrite")
             callbacks.claim(root, resumes=kwargs["ckpt_path"] is not None or is_auto, overwrite=overwrite)
         return kwargs
