@@ -14,8 +14,11 @@ dependencies = ["lightning", "numpy", "safetensors", "torch", "torchmetrics", "t
 def _entry_point(name: str) -> _Callable[..., _Any]:
     def entry_point(*, pretrained: bool = True, weights: str | None = None, **kwargs: _Any) -> _Any:
         import lightning_genmodels.hub as hub
+        from lightning_genmodels.errors import OptionError
         from lightning_genmodels.registry import model_class
 
+        if not pretrained and weights is not None:
+            raise OptionError(f"expected pretrained=True beside weights={weights!r}; a new model has none")
         if not pretrained:
             return model_class(name)(**kwargs)
         return hub.load_model(name, weights, **kwargs)

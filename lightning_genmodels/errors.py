@@ -6,9 +6,12 @@ The command line prints them as one line; any other exception is a defect and ke
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, Union
 
 
 class GenmodelsError(Exception):
@@ -58,12 +61,80 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Makes sure that arguments have the types that a function is annotated with.
+
+    Args:
+        function: One whose annotations can be evaluated; what has none is not checked.
+        values: By the names of the arguments.
+
+    Raises:
+        OptionError: Names the first that has not, with what was expected and what came.
+
+    Example:
+        >>> def resize(size: int, mode: Literal["area", "nearest"] = "area") -> None: ...
+        >>> check_arguments(resize, {"size": 2.5})
+        Traceback (most recent call last):
+        lightning_genmodels.errors.OptionError: expected size to be a whole number, got 2.5
+    """
+    hints = _hints(function)
+    for name, value in values.items():
+        hint = hints.get(name, Any)
+        if not _fits(value, hint):
+            raise OptionError(f"expected {name} to be {_described(hint)}, got {value!r}")
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Annotations by argument, those of ``**options: Unpack[...]`` among them."""
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError:  # imported for type checkers alone
+        return {}
+    for hint in list(hints.values()):
+        if typing.get_origin(hint) is typing.Unpack:
+            hints.update(typing.get_type_hints(typing.get_args(hint)[0]))
+    return hints
+
+
+_NUMBERS: dict[Any, tuple[type, str]] = {int: (Integral, "a whole number"), float: (Real, "a number")}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if hint in _NUMBERS:
+        return isinstance(value, _NUMBERS[hint][0]) and not isinstance(value, bool)
+    if origin in (Sequence, list, tuple):
+        if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+            return False
+        if origin is tuple and parts[-1] is not Ellipsis:
+            return len(value) == len(parts) and all(map(_fits, value, parts))
+        return all(_fits(item, parts[0]) for item in value)
+    return hint is Any or not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _described(hint: Any) -> str:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_described(part) for part in parts)
+    if origin is Literal:
+        return " or ".join(map(repr, parts))
+    if origin in (Sequence, list, tuple):
+        count = f"{len(parts)} values" if origin is tuple and parts[-1] is not Ellipsis else "values"
+        return f"a list of {count}, each {_described(parts[0])}"
+    known = {str: "text", bool: "True or False", type(None): "None", Path: "a path"}
+    return _NUMBERS[hint][1] if hint in _NUMBERS else known.get(hint, getattr(hint, "__name__", str(hint)))
+
+
 def at_least(least: float, **values: Any) -> None:
     """Makes sure that numbers, or all numbers of a list, are at least so large.
 
     Args:
         least: The bound; a whole number asks for whole numbers.
-        values: By the names that the message gives them; None is left out.
+        values: By the names that the message gives them.
 
     Raises:
         OptionError: Names the first that is not, with what was expected and what came.
@@ -91,6 +162,4 @@ def within(low: float, high: float, **values: Any) -> None:
 
 
 def _items(value: Any) -> list[Any]:
-    if isinstance(value, list | tuple):
-        return list(value)
-    return [] if value is None else [value]
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -34,7 +34,7 @@ from lightning_genmodels.base import (
 )
 from lightning_genmodels.data import BinarizedMNISTDataModule, InMemoryLoader
 from lightning_genmodels.data.datamodule import Split
-from lightning_genmodels.errors import OptionError
+from lightning_genmodels.errors import OptionError, first_line
 from lightning_genmodels.files import write_atomically
 from lightning_genmodels.functional import as_float64, bits_per_dimension, derive_seed, keyed_generators, process_share
 from lightning_genmodels.metrics import PerImage
@@ -210,16 +210,19 @@ def evaluate(
     if samples:
         _check_quality(model, samples, DigitClassifier.from_pretrained(extractor))  # before what takes long
     evaluator = _Evaluator(model, data, split, list(estimators(model, num_particles)), limit, seed)
-    trainer = Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
-        precision=precision,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(),
-    )
+    try:
+        trainer = Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            strategy="ddp" if devices > 1 else "auto",
+            precision=precision,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=sys.stderr.isatty(),
+        )
+    except ValueError as error:
+        raise OptionError(first_line(error)) from error
     origin = model.device
     trainer.test(evaluator, verbose=False)
     if not trainer.is_global_zero:

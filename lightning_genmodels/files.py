@@ -69,9 +69,23 @@ def check_output(path: Path, endings: Sequence[str], *inputs: Path) -> Path:
         raise FileError(f"{path} is the input of this command; give the output another name")
     if path.is_dir():
         raise FileError(f"cannot write {path}: it is a folder; give the output another name")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise FileError(f"cannot write {path}: {folder} is no folder you may write to; choose another")
+    check_folder(path.parent)
+    return path
+
+
+def check_folder(path: Path) -> Path:
+    """Makes sure that files can be written into a folder, which need not exist yet.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        FileError: It, or the folder that it would be made in, is a file or cannot be written.
+    """
+    absolute = path.absolute()
+    nearest = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise FileError(f"cannot write into {path}: {nearest} is no folder you may write to; choose another")
     return path
 
 

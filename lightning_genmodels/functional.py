@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -193,32 +194,73 @@ def sample_bernoulli(logits: Tensor, generator: torch.Generator | None = None) -
     return (uniform(logits.shape, generator, logits) < torch.sigmoid(at_least_float32(logits))).to(torch.float32)
 
 
-def check_images(x: Tensor, event_shape: Sequence[int], *, values: bool = True) -> None:
+def check_generator(generator: Noise) -> None:
+    """Refuses anything but a source of random numbers.
+
+    Raises:
+        OptionError: Neither a generator nor a list of them, nor None.
+    """
+    given = generator if isinstance(generator, list | tuple) else [generator]
+    if not all(one is None or isinstance(one, torch.Generator) for one in given):
+        raise OptionError(f"expected a torch.Generator, got {generator!r}; make one: torch.Generator().manual_seed(0)")
+
+
+def as_numbers(values: Any, what: str = "images") -> Tensor:
+    """A tensor of real numbers, made of a NumPy array or nested lists where it is none yet.
+
+    Raises:
+        ImageError: Text, ragged lists, complex or sparse numbers, or anything else.
+    """
+    try:
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ImageError(
+            f"expected {what} as a tensor, a NumPy array or lists of numbers, got {_shortened(values)}"
+        ) from error
+    if tensor.is_complex() or tensor.layout != torch.strided:
+        raise ImageError(f"expected {what} of real numbers, dense, got {tensor.dtype}, {tensor.layout}; convert them")
+    return tensor
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{type(value).__name__} {text[:70]}..."
+
+
+def check_images(x: Any, event_shape: Sequence[int], *, values: bool = True) -> Tensor:
     """Refuses anything but a batch of binary images.
 
     Args:
-        x: Should be (B, 1, H, W) with every pixel 0 or 1, of any numeric or boolean type.
+        x: Should be (B, 1, H, W) with every pixel 0 or 1, of any numeric or boolean type: a tensor, a NumPy array, or
+            nested lists.
         event_shape: The (1, H, W) that is expected.
         values: Look at the pixels, too, and not at the shape alone.
+
+    Returns:
+        The images as a tensor.
 
     Raises:
         ImageError: Wrong shape, NaN, or pixels other than 0 and 1; says what was expected, what came, and the way out.
     """
+    images = as_numbers(x)
     expected = tuple(event_shape)
-    if x.ndim != len(expected) + 1 or tuple(x.shape[1:]) != expected:
+    if images.ndim != len(expected) + 1 or tuple(images.shape[1:]) != expected:
         raise ImageError(
-            f"expected images of shape (batch, {', '.join(map(str, expected))}), got {tuple(x.shape)}; "
+            f"expected images of shape (batch, {', '.join(map(str, expected))}), got {tuple(images.shape)}; "
             "reshape them, or choose a model for this image size"
         )
-    if not values or x.dtype == torch.bool:
-        return
-    if x.is_floating_point() and bool(torch.isnan(x).any()):
-        raise ImageError(f"expected pixels in {{0, 1}}, got {int(torch.isnan(x).sum())} NaN; clean the images first")
-    if not bool(((x == 0) | (x == 1)).all()):
+    if not values or images.dtype == torch.bool:
+        return images
+    if images.is_floating_point() and bool(torch.isnan(images).any()):
         raise ImageError(
-            f"expected pixels in {{0, 1}}, got values from {x.min().item():.4g} to {x.max().item():.4g}; "
+            f"expected pixels in {{0, 1}}, got {int(torch.isnan(images).sum())} NaN; clean the images first"
+        )
+    if not bool(((images == 0) | (images == 1)).all()):
+        raise ImageError(
+            f"expected pixels in {{0, 1}}, got values from {images.min().item():.4g} to {images.max().item():.4g}; "
             "binarize the images first, for example with (x > 0.5) if they lie in [0, 1]"
         )
+    return images
 
 
 def resize_area(images: Tensor, size: int) -> Tensor:

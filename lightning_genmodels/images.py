@@ -174,10 +174,9 @@ def read_images(path: Path, event_shape: tuple[int, int, int]) -> Tensor:
     elif tensor.ndim == 3:
         tensor = tensor.unsqueeze(1)
     try:
-        check_images(tensor, event_shape)
+        return check_images(tensor, event_shape)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
-    return tensor
 
 
 def _shaded(images: Tensor) -> Tensor:

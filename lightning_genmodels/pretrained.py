@@ -238,9 +238,21 @@ def resolve(name: str | Path, *, revision: str | None = None, also: Sequence[str
         also: More files than config and weights, to be fetched where there are any to fetch.
 
     Raises:
-        WeightsError: No such path, or the Hub did not give the files.
+        WeightsError: No such path, the Hub did not give the files, or what is no repository has no revisions.
         UnknownNameError: A name that names nothing.
     """
+    if not isinstance(name, str | Path):
+        raise WeightsError(f"expected the name of a weight or a model, or a path, got {name!r}")
+    source = _find(name, revision, also)
+    if revision is not None and not _REPO_ID.fullmatch(str(name)):
+        raise WeightsError(
+            f"{name} is no repository on the Hub and has no revision {revision!r}; name the weight itself (`genmodels "
+            "list` names all), or the repository: owner/repo"
+        )
+    return source
+
+
+def _find(name: str | Path, revision: str | None, also: Sequence[str]) -> Source:
     text, path = str(name), Path(name).expanduser()
     is_name = not isinstance(name, Path) and (text in {*registry(), *list_models(), *AUXILIARY})
     if path.suffix == ".ckpt":

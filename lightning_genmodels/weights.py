@@ -71,8 +71,14 @@ def registry() -> dict[str, Weights]:
 
 
 def list_weights(model: str | None = None) -> list[str]:
-    """Names of all weights of generative models, or of one model's, sorted."""
+    """Names of all weights of generative models, or of one model's, sorted.
+
+    Raises:
+        UnknownNameError: No model has this name.
+    """
     models = list_models()
+    if model is not None and model not in models:
+        raise UnknownNameError("model", model, models)
     return sorted(n for n, weights in registry().items() if weights.model in models and model in (None, weights.model))
 
 

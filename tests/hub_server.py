@@ -1,7 +1,7 @@
 """A local server that speaks enough of the Hugging Face Hub's protocol for `huggingface_hub` to work with it.
 
-It keeps model repositories in memory: one linear history on the branch `main`, and tags. There are no private
-repositories, other branches, pull requests, or Xet transfers. Contents of LFS files are served, as by the Hub, from
+It keeps model repositories in memory: branches and tags, without merges. There are no private repositories, pull
+requests, or Xet transfers. Contents of LFS files are served, as by the Hub, from
 another host name than the API, which refuses an Authorization header.
 
 Example:
@@ -118,6 +118,7 @@ class Commit:
     """A state of a repository."""
 
     oid: str
+    parent: str | None
     title: str
     date: str
     files: Mapping[str, StoredFile]
@@ -125,33 +126,39 @@ class Commit:
 
 @dataclass
 class Repository:
-    """A history, and tags that name commits of it."""
+    """Commits, and the branches and tags that name some of them."""
 
     name: str
     commits: list[Commit] = field(default_factory=list)
+    branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def head(self) -> Commit:
-        return self.commits[-1]
-
-    def find(self, revision: str) -> Commit:
+    def find(self, revision: str = "main") -> Commit:
         """The commit that a branch, tag or commit id names."""
-        oid = self.head.oid if revision == "main" else self.tags.get(revision, revision)
+        oid = self.branches.get(revision) or self.tags.get(revision, revision)
         for commit in self.commits:
             if commit.oid == oid:
                 return commit
         raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
-    def append(self, files: Mapping[str, StoredFile], title: str) -> Commit:
-        """A new commit, or the last one if nothing has changed."""
-        if not self.commits or dict(self.head.files) != dict(files):
-            state = [self.name, title, *(commit.oid for commit in self.commits[-1:])]
+    def history(self, revision: str) -> list[Commit]:
+        """A commit and all before it, newest first."""
+        found = [self.find(revision)]
+        while (parent := found[-1].parent) is not None:
+            found.append(self.find(parent))
+        return found
+
+    def append(self, files: Mapping[str, StoredFile], title: str, branch: str = "main") -> Commit:
+        """A new commit on a branch, or its last one if nothing has changed."""
+        parent = self.branches.get(branch)
+        if parent is None or dict(self.find(parent).files) != dict(files):
+            state = [self.name, title, str(parent)]
             state += [f"{path} {file.git_oid}" for path, file in sorted(files.items())]
             oid = hashlib.sha1("\n".join(state).encode()).hexdigest()
             date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
-            self.commits.append(Commit(oid, title, date, dict(files)))
-        return self.head
+            self.commits.append(Commit(oid, parent, title, date, dict(files)))
+            self.branches[branch] = oid
+        return self.find(branch)
 
 
 @dataclass
@@ -268,7 +275,7 @@ class HubServer:
         """Add or replace files (None removes one), creating the repository where needed; returns the commit's id."""
         with self._lock:
             repository = self.repositories.get(repo) or self._new_repository(repo)
-            changed = dict(repository.head.files)
+            changed = dict(repository.find().files)
             for path, content in files.items():
                 changed.pop(path, None)
                 if content is not None:
@@ -284,9 +291,9 @@ class HubServer:
             self.repositories[repo].tags[name] = self.repositories[repo].find(revision).oid
 
     def commits(self, repo: str) -> list[str]:
-        """Ids of all commits, oldest first; the first one is the Hub's own, of .gitattributes."""
+        """Ids of the commits on the main branch, oldest first; the first is the Hub's own, of .gitattributes."""
         with self._lock:
-            return [commit.oid for commit in self.repositories[repo].commits]
+            return [commit.oid for commit in reversed(self.repositories[repo].history("main"))]
 
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
         """All files of a commit."""
@@ -437,17 +444,31 @@ class HubServer:
     @route("GET", "/api/models/{repo}/refs")
     def _refs(self, request: Request, repo: str) -> Response:
         repository = self._readable(request, repo)
-        branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": repository.head.oid}
+        heads = repository.branches.items()
+        branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid} for name, oid in heads]
         tags = [{"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": oid} for tag, oid in repository.tags.items()]
-        return Response.of({"branches": [branch], "tags": tags, "converts": [], "pullRequests": []})
+        return Response.of({"branches": branches, "tags": tags, "converts": [], "pullRequests": []})
 
     @route("GET", "/api/models/{repo}/commits/{revision}")
     def _commits(self, request: Request, repo: str, revision: str) -> Response:
         repository = self._readable(request, repo)
-        past = repository.commits[: repository.commits.index(repository.find(revision)) + 1]
+        past = repository.history(revision)
         authors = [{"user": repo.partition("/")[0]}]
         shown = [{"id": c.oid, "title": c.title, "message": "", "date": c.date, "authors": authors} for c in past]
-        return Response.of(shown[::-1])
+        return Response.of(shown)
+
+    @route("POST DELETE", "/api/models/{repo}/branch/{revision}")
+    def _branch(self, request: Request, repo: str, revision: str) -> Response:
+        repository = self._writable(request, repo)
+        if request.method == "DELETE":
+            if repository.branches.pop(revision, None) is None:
+                raise HubError(404, f"No branch {revision}", "RevisionNotFound")
+        elif revision in repository.branches:
+            raise HubError(409, f"Branch {revision!r} already exists")
+        else:
+            start = request.json().get("startingPoint", "main") if request.body else "main"
+            repository.branches[revision] = repository.find(start).oid
+        return Response.of({})
 
     @route("POST", "/api/models/{repo}/tag/{revision}")
     def _create_tag(self, request: Request, repo: str, revision: str) -> Response:
@@ -495,15 +516,16 @@ class HubServer:
     @route("POST", "/api/models/{repo}/commit/{revision}")
     def _create_commit(self, request: Request, repo: str, revision: str) -> Response:
         repository = self._writable(request, repo)
-        if repository.find(revision) is not repository.head or "create_pr" in request.query:
-            raise HubError(501, "The test server takes commits on main only, and no pull requests")
-        files, title = dict(repository.head.files), ""
+        if revision not in repository.branches or "create_pr" in request.query:
+            raise HubError(501, "The test server takes commits on branches only, and no pull requests")
+        head = repository.find(revision)
+        files, title = dict(head.files), ""
         for line in request.body.splitlines():
             item = json.loads(line)
             key, value = item["key"], item["value"]
             if key == "header":
                 title = value["summary"]
-                if value.get("parentCommit") not in (None, repository.head.oid):
+                if value.get("parentCommit") not in (None, head.oid):
                     raise HubError(412, "A commit has happened since. Please refresh and try again.")
             elif key == "file":
                 files[value["path"]] = StoredFile(base64.b64decode(value["content"]), lfs=False)
@@ -517,7 +539,7 @@ class HubServer:
                 if kept == files:
                     raise HubError(404, "A file with this name doesn't exist", "EntryNotFound")
                 files = kept
-        oid = repository.append(files, title).oid
+        oid = repository.append(files, title, revision).oid
         return Response.of({"success": True, "commitOid": oid, "commitUrl": f"{self.endpoint}/{repo}/commit/{oid}"})
 
     # Contents
@@ -621,7 +643,7 @@ class _HttpHandler(BaseHTTPRequestHandler):
             self.wfile.write(response.body[:cut])
             self.close_connection = self.close_connection or cut is not None
 
-    do_GET = do_HEAD = do_POST = do_PUT = _answer  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815
 
     def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -16,8 +17,10 @@ import pytest
 import yaml
 from hub_server import HubServer
 
+from lightning_genmodels.errors import OptionError
+from lightning_genmodels.hub.publish import publish
 from lightning_genmodels.quality import with_deviation
-from lightning_genmodels.weights import registry
+from lightning_genmodels.weights import list_weights, registry
 
 pytestmark = pytest.mark.hub
 
@@ -132,6 +135,56 @@ def test_refusals_say_the_way_out(hub: HubServer, client: Client) -> None:
     assert "may not write to lightning-genmodels/bernoulli (403)" in client(steps, token="hf_other")["said"]
     hub.fail("POST", "/api/repos/create", status=429)
     assert "run it again" in client(steps)["said"]
+
+
+def test_publishing_all_of_a_model_twice_changes_nothing_the_second_time(hub: HubServer, client: Client) -> None:
+    names = list_weights("markov")
+    assert len(names) > 1
+    repo = f"{OWNER}/markov"
+    found = client(f"""result["commits"] = [p.commit for p in publish("markov", "{OWNER}", dry_run=False)]""")
+    assert len(hub.commits(repo)) == 2  # the Hub's own, and the default weight
+    assert len(set(found["commits"])) == len(names)
+    default = next(registry()[name] for name in names if registry()[name].default)
+    assert hub.files(repo) == hub.files(repo, default.revision)
+    state = repr(hub.repositories[repo])
+    hub.log.clear()
+    again = client(f"""result["commits"] = [p.commit for p in publish("markov", "{OWNER}", dry_run=False)]""")
+    assert again == found
+    assert repr(hub.repositories[repo]) == state
+    assert list(hub.repositories[repo].branches) == ["main"]
+    assert hub.count("POST", "/commit/") == 0
+
+
+def test_a_weight_that_is_not_the_default_leaves_main_alone(hub: HubServer, client: Client) -> None:
+    name = next(name for name in list_weights("markov") if not registry()[name].default)
+    weights = registry()[name]
+    repo = f"{OWNER}/markov"
+    client(f"""publish("{name}", "{OWNER}", dry_run=False)""")
+    assert list(hub.files(repo)) == [".gitattributes"]
+    assert hashlib.sha256(hub.files(repo, weights.revision)["model.safetensors"]).hexdigest() == weights.sha256
+    hub.fail("POST", "/tag/", status=500)  # from a state that a failure left
+    hub.repositories[repo].tags.clear()
+    client(f"""attempt(publish, "{name}", "{OWNER}", dry_run=False)""")
+    client(f"""publish("{name}", "{OWNER}", dry_run=False)""")
+    assert list(hub.files(repo)) == [".gitattributes"]
+    assert list(hub.repositories[repo].branches) == ["main"]
+
+
+def test_all_tags_are_checked_before_anything_is_sent(hub: HubServer, client: Client) -> None:
+    repo, last = f"{OWNER}/markov", list_weights("markov")[-1]
+    hub.commit(repo, {"model.safetensors": b"other weights"})
+    hub.tag(repo, registry()[last].revision)
+    state = repr(hub.repositories[repo])
+    said = client(f"""result["said"] = str(attempt(publish, "markov", "{OWNER}", dry_run=False))""")["said"]
+    assert "nothing was uploaded" in said
+    assert repr(hub.repositories[repo]) == state
+    assert {method for method, _ in hub.requests} <= {"GET", "HEAD"}
+
+
+@pytest.mark.parametrize("namespace", ["", "a/b", "-", ".", "a b"])
+def test_a_namespace_is_one_name(namespace: str) -> None:
+    with pytest.raises(OptionError, match="the name of a user or an organization"):
+        publish("bernoulli", namespace)
 
 
 def test_a_tag_is_never_moved(hub: HubServer, client: Client) -> None:

@@ -268,7 +268,7 @@ def test_cut_connection(hub: HubServer, client: Client, tmp_path: Path) -> None:
     assert not any((tmp_path / "home").rglob("*.safetensors"))
     assert not any(path.is_file() for path in (tmp_path / "home").glob("hub/models--*/blobs/*"))
 
-    sha256 = hub.repositories[REPO].head.files["w.safetensors"].sha256
+    sha256 = hub.repositories[REPO].find().files["w.safetensors"].sha256
     for home, settings, ranges in [
         ("large", {}, [None, None, None]),
         ("small", {"CHUNK": "65536"}, [None, "bytes=983040-", "bytes=1966080-"]),

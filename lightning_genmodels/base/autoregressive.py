@@ -6,7 +6,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,9 @@ from lightning_genmodels.base.explicit import ExplicitModel
 from lightning_genmodels.base.generative import GenerativeModel, TrainingOptions
 from lightning_genmodels.errors import ImageError, OptionError
 from lightning_genmodels.functional import (
+    as_numbers,
     bernoulli_log_prob,
+    check_generator,
     check_images,
     log_mean_exp,
     pixel_order,
@@ -92,7 +94,8 @@ class AutoregressiveModel(ExplicitModel, ABC):
 
         Args:
             x: (B, 1, H, W) images in {0, 1}; pixels that are not observed may have any value.
-            observed: Bool, shaped as ``x`` or (H, W) or whatever broadcasts to it; True where a pixel is given.
+            observed: Zeros and ones, or booleans, shaped as ``x`` or (H, W) or whatever broadcasts to it: which pixels
+                are given.
             generator: Source of randomness; default: PyTorch's global generator.
 
         Returns:
@@ -100,7 +103,9 @@ class AutoregressiveModel(ExplicitModel, ABC):
 
         Raises:
             ImageError: ``x`` is no batch of binary images, or ``observed`` does not fit it.
+            OptionError: ``generator`` is none.
         """
+        check_generator(generator)
         x, observed = _checked_observed(self, x, observed)
         if not len(x):
             return x.float()
@@ -198,7 +203,8 @@ class OrderMixture(ExplicitModel, ABC):
 
         Args:
             x: (B, 1, H, W) images in {0, 1}; pixels that are not observed may have any value.
-            observed: Bool, shaped as ``x`` or (H, W) or whatever broadcasts to it; True where a pixel is given.
+            observed: Zeros and ones, or booleans, shaped as ``x`` or (H, W) or whatever broadcasts to it: which pixels
+                are given.
             generator: Source of randomness; default: PyTorch's global generator.
 
         Returns:
@@ -206,7 +212,9 @@ class OrderMixture(ExplicitModel, ABC):
 
         Raises:
             ImageError: ``x`` is no batch of binary images, or ``observed`` does not fit it.
+            OptionError: ``generator`` is none.
         """
+        check_generator(generator)
         x, observed = _checked_observed(self, x, observed)
         if not len(x):
             return x.float()
@@ -226,13 +234,14 @@ def _nothing_observed(
     return x, torch.zeros_like(x, dtype=torch.bool), uniforms
 
 
-def _checked_observed(model: GenerativeModel, x: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+def _checked_observed(model: GenerativeModel, x: Any, observed: Any) -> tuple[Tensor, Tensor]:
     """Images with zeros where nothing is observed, and the mask in their shape, both on the model's device."""
-    if observed.dtype != torch.bool:
-        raise ImageError(f"expected a boolean mask of observed pixels, got {observed.dtype}; compare it with 0.5 first")
-    check_images(x, model.event_shape, values=False)
+    x = check_images(x, model.event_shape, values=False)
+    observed = as_numbers(observed, "a mask of observed pixels")
+    if observed.dtype != torch.bool and not bool(((observed == 0) | (observed == 1)).all()):
+        raise ImageError("expected a mask of zeros and ones, or booleans, got other values; compare it with 0.5 first")
     try:
-        observed = observed.to(x.device).expand(x.shape)
+        observed = observed.to(x.device).bool().expand(x.shape)
     except RuntimeError as error:
         shape = tuple(observed.shape)
         raise ImageError(f"a mask of shape {shape} does not fit images of shape {tuple(x.shape)}") from error
@@ -257,6 +266,6 @@ def _warn_of_ignored(ignored: Tensor, orders: str) -> None:
         warnings.warn(
             f"in {count} of {len(ignored)} images, observed pixels come after missing ones in {orders}: they are kept, "
             "but the missing pixels before them are drawn without regard to them; observe pixels that come first, or "
-            "take a model with an order in which they do",
+            "take a model that puts them first: eonade does, whichever they are",
             stacklevel=4,  # complete, and its decorator
         )

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict, final, get_args
+from typing import Any, ClassVar, TypedDict, final
 
 import torch
 from lightning import LightningModule
@@ -16,8 +16,9 @@ from torchmetrics import Metric
 
 from lightning_genmodels import pretrained
 from lightning_genmodels.data import BinarizedMNISTDataModule
-from lightning_genmodels.errors import DivergenceError, ImageError, OptionError, at_least, within
+from lightning_genmodels.errors import DivergenceError, ImageError, OptionError, at_least, check_arguments, within
 from lightning_genmodels.functional import (
+    check_generator,
     check_images,
     derive_seed,
     process_share,
@@ -98,11 +99,12 @@ class TrainableModel(LightningModule, ABC):
         init_from: str | None = None,
     ) -> None:
         super().__init__()
-        if optimizer not in get_args(OptimizerName) or schedule not in get_args(Schedule) or not 0.0 < fall <= 1.0:
-            raise OptionError(
-                f"expected optimizer {' or '.join(get_args(OptimizerName))}, schedule "
-                f"{' or '.join(get_args(Schedule))} and fall in (0, 1], got {optimizer!r}, {schedule!r} and {fall}"
-            )
+        self.save_hyperparameters(ignore=_not_saved(type(self)))
+        for cls in type(self).__mro__:
+            if issubclass(cls, TrainableModel):
+                check_arguments(cls.__init__, self.hparams)
+        if not 0.0 < fall <= 1.0:
+            raise OptionError(f"expected fall in (0, 1], got {fall}")
         shape = tuple(event_shape)
         if len(shape) != 3 or shape[0] != 1 or min(shape) < 1:
             raise OptionError(f"expected event_shape (1, H, W), got {shape}")
@@ -119,7 +121,6 @@ class TrainableModel(LightningModule, ABC):
         self.schedule: Schedule = schedule
         self.fall = fall
         self.init_from = init_from
-        self.save_hyperparameters(ignore=_not_saved(type(self)))
         # No part of the weights: whether fitting may still set parameters, and what a run knows of itself.
         self._is_initialized = False
         self._base_seed = 0
@@ -160,8 +161,7 @@ class TrainableModel(LightningModule, ABC):
         Raises:
             ImageError: Wrong shape, NaN, or pixels other than 0 and 1.
         """
-        check_images(images, self.event_shape)
-        self._initialize(images)
+        self._initialize(check_images(images, self.event_shape))
         self._is_initialized = True
 
     @final
@@ -458,8 +458,7 @@ class TrainableModel(LightningModule, ABC):
         the accelerator in every step.
         """
         running = self._trainer is not None and self._trainer.state.stage is not None
-        check_images(x, self.event_shape, values=not running)
-        return x.to(next(self.parameters()))
+        return check_images(x, self.event_shape, values=not running).to(next(self.parameters()))
 
     @final
     def _log_estimate(self, name: str, estimate: Estimate) -> None:
@@ -509,13 +508,10 @@ class GenerativeModel(TrainableModel, ABC):
             (N, 1, H, W) float32 in {0, 1}, on the model's device.
 
         Raises:
-            OptionError: ``num_samples`` is negative.
+            OptionError: ``num_samples`` is negative, or ``generator`` is none.
         """
         at_least(0, num_samples=num_samples)
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise OptionError(
-                f"expected a torch.Generator, got {generator!r}; make one: torch.Generator().manual_seed(0)"
-            )
+        check_generator(generator)
         chunks = [self._sample(size, generator) for size in chunk_sizes(num_samples, self.sample_chunk)]
         return torch.cat(chunks).float() if chunks else torch.zeros((0, *self.event_shape), device=self.device)
 

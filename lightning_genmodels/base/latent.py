@@ -15,11 +15,12 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base.generative import LossTrainedModel, TrainingOptions, chunk_sizes
 from lightning_genmodels.base.representation import RepresentationModel
-from lightning_genmodels.errors import OptionError
+from lightning_genmodels.errors import at_least
 from lightning_genmodels.functional import (
     Noise,
     as_float64,
     at_least_float32,
+    check_generator,
     keyed_generators,
     sample_bernoulli,
 )
@@ -109,11 +110,11 @@ class LatentVariableModel(LossTrainedModel, RepresentationModel, ABC):
             (B,) nats per image.
 
         Raises:
-            OptionError: ``num_particles`` is below one.
+            OptionError: ``num_particles`` is no whole number of at least one, or ``generator`` is none.
             ImageError: ``x`` is no batch of binary images.
         """
-        if num_particles < 1:
-            raise OptionError(f"expected num_particles of at least 1, got {num_particles}")
+        at_least(1, num_particles=num_particles)
+        check_generator(generator)
         x = self._checked(x)
         if not len(x):
             return at_least_float32(x.new_zeros(0))

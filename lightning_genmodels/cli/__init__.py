@@ -73,9 +73,15 @@ def _run(args: list[str]) -> None:
             from lightning_genmodels.cli.commands import run
 
             run(args)
+    except KeyboardInterrupt as error:
+        sys.stderr.write(f"genmodels: interrupted; {error if error.args else 'nothing was written'}\n")
+        raise SystemExit(130) from error
     except argparse.ArgumentError as error:
         command = f"genmodels {args[0]}" if args[0] in SUMMARIES else "genmodels"
         sys.stderr.write(f"genmodels: error: {_one_line(error)}; {command} --help lists what there is\n")
+        raise SystemExit(2) from error
+    except UnicodeDecodeError as error:
+        sys.stderr.write(f"genmodels: error: expected a configuration in YAML, got a file that is no text: {error}\n")
         raise SystemExit(2) from error
     except Exception as error:
         cause: BaseException | None = error

@@ -25,7 +25,7 @@ from lightning_genmodels.cli import SUMMARIES, TRAINER_COMMANDS, listing
 from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.data.datamodule import Split
 from lightning_genmodels.errors import OptionError, at_least, within
-from lightning_genmodels.files import check_output
+from lightning_genmodels.files import check_folder, check_output
 from lightning_genmodels.functional import lines
 from lightning_genmodels.hub import verify as checks
 from lightning_genmodels.images import read_images, read_mask, write_array, write_images
@@ -55,7 +55,7 @@ def sample(
         seed: Seed of the samples.
         progress: Show a bar while a slow model draws pixel by pixel, if standard error is a terminal.
     """
-    at_least(1, num_samples=num_samples, grid=grid)
+    at_least(1, num_samples=num_samples, grid=1 if grid is None else grid)
     within(0, _SEEDS, seed=seed)
     out = check_output(out or Path(f"{Path(name).name}_samples.png"), _IMAGES)
     model = hub.load(name)
@@ -204,7 +204,9 @@ def evaluate(
         samples: Also judge so many samples, say 10000, beside real images and independent pixels; 0 for none.
         extractor: The digit classifier that judges them: weight, folder, checkpoint, or owner/repo on the Hub.
     """
-    at_least(2, limit=limit)  # an error of the mean takes two images
+    if out is not None:
+        check_folder(out)
+    at_least(2, limit=2 if limit is None else limit)  # an error of the mean takes two images
     at_least(1, num_particles=num_particles, devices=devices)
     at_least(0, ais=ais, samples=samples)
     within(0, _SEEDS, seed=seed)
@@ -241,6 +243,7 @@ def export(checkpoint: Path, out: Path, data: BinarizedMNISTDataModule, half: bo
             fits a density to the codes of the training images.
         half: Store half-precision numbers.
     """
+    check_folder(out)
     model = TrainableModel.from_pretrained(checkpoint)
     if model.finalizes:
         data.prepare_data()

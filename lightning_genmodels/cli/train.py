@@ -10,14 +10,15 @@ import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lightning_genmodels import __version__, callbacks, pretrained, tracking
 from lightning_genmodels.base import TrainableModel
 from lightning_genmodels.cli import TRAINER_COMMANDS
 from lightning_genmodels.data import BinarizedMNISTDataModule
-from lightning_genmodels.errors import UnknownNameError, WeightsError
-from lightning_genmodels.files import write_atomically
+from lightning_genmodels.errors import UnknownNameError, WeightsError, within
+from lightning_genmodels.files import check_folder, write_atomically
 from lightning_genmodels.registry import AUXILIARY, importable_models, list_models, model_class, model_name
 
 
@@ -51,21 +52,33 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         list(importable_models())  # so that their class names alone are known to the parser
-        super().__init__(
-            TrainableModel,
-            BinarizedMNISTDataModule,
-            subclass_mode_model=True,
-            save_config_callback=SaveConfig,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={"version": __version__, "exit_on_error": False, **_raising()},
-            args=_expand_model_names(args),
-        )
+        try:
+            super().__init__(
+                TrainableModel,
+                BinarizedMNISTDataModule,
+                subclass_mode_model=True,
+                save_config_callback=SaveConfig,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                parser_kwargs={"version": __version__, "exit_on_error": False, **_raising()},
+                args=_expand_model_names(args),
+            )
+        except SystemExit as error:
+            if not hasattr(self, "trainer") or self.trainer.state.status != TrainerStatus.INTERRUPTED:
+                raise
+            last = callbacks.last_path(self.trainer.default_root_dir)
+            found = f"go on from {last} with --ckpt_path last" if last.is_file() else "there is no checkpoint yet"
+            raise KeyboardInterrupt(found) from error
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses what ``main`` was given; Lightning would warn of two sources of arguments."""
+        """Parses what ``main`` was given, of which Lightning would warn, and checks what it leaves unchecked."""
         self.config = parser.parse_args(args)
+        options = self.config[self.config.subcommand]
+        if not isinstance(options.seed_everything, bool):
+            within(0, 2**32, seed_everything=options.seed_everything)
+        if self.config.subcommand == "fit" and options.trainer.default_root_dir is not None:
+            check_folder(Path(options.trainer.default_root_dir))
 
     def _parse_ckpt_path(self) -> None:
         """Takes no hyper-parameters from a checkpoint: the recipe says them."""

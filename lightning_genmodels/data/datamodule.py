@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_genmodels.data import sources
 from lightning_genmodels.data.loader import InMemoryLoader
-from lightning_genmodels.errors import OptionError
+from lightning_genmodels.errors import OptionError, at_least, check_arguments, within
 from lightning_genmodels.functional import derive_seed, resize_area
 
 Source = Literal["mnist", "digits"]
@@ -51,7 +51,7 @@ class BinarizedMNISTDataModule(LightningDataModule):
 
     def __init__(
         self,
-        root: str | None = None,
+        root: str | Path | None = None,
         source: Source = "mnist",
         binarization: Binarization = "static",
         batch_size: int = 100,
@@ -60,15 +60,11 @@ class BinarizedMNISTDataModule(LightningDataModule):
         seed: int = 0,
         labelled: bool = False,
     ) -> None:
+        check_arguments(BinarizedMNISTDataModule.__init__, locals())
         super().__init__()
-        if source not in ("mnist", "digits"):
-            raise OptionError(f"expected source 'mnist' or 'digits', got {source!r}")
-        if binarization not in ("static", "dynamic", "threshold"):
-            raise OptionError(f"expected binarization 'static', 'dynamic' or 'threshold', got {binarization!r}")
-        if not 1 <= image_size <= 28:
-            raise OptionError(f"expected image_size from 1 to 28, got {image_size}")
-        if batch_size < 1 or eval_batch_size < 1:
-            raise OptionError(f"expected batch sizes of at least 1, got {batch_size} and {eval_batch_size}")
+        at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        at_least(0, seed=seed)
+        within(1, 29, image_size=image_size)
         self.root = Path(root).expanduser() if root is not None else sources.default_root()
         self.source = source
         self.binarization = binarization

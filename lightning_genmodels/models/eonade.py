@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightning_genmodels.base import OrderMixture, TrainingOptions
-from lightning_genmodels.errors import OptionError
+from lightning_genmodels.errors import OptionError, at_least
 from lightning_genmodels.functional import Noise, at_least_float32, draw_pixel, keyed_generators, mean_logits, uniform
 
 _ROWS = 1400  # hidden layers computed at once, an image and a pixel each: what fits the cache of a CPU
@@ -64,6 +64,7 @@ class EoNADE(OrderMixture):
         layer_norm: bool = False,
         **options: Unpack[TrainingOptions],
     ) -> None:
+        at_least(1, num_orders=num_orders)
         super().__init__(event_shape, ["random"] * num_orders, order_seed, **options)
         if min([num_orders, *hidden_sizes]) < 1 or not hidden_sizes or not 0.0 <= dropout < 1.0:
             raise OptionError(
