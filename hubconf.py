@@ -6,22 +6,22 @@
 from collections.abc import Callable as _Callable
 from typing import Any as _Any
 
-from lightning_genmodels.registry import MODELS as _MODELS
+from lightning_genmodels.weights.names import MODELS as _MODELS
 
 dependencies = ["lightning", "numpy", "safetensors", "torch", "torchmetrics", "typing_extensions"]
 
 
 def _entry_point(name: str) -> _Callable[..., _Any]:
     def entry_point(*, pretrained: bool = True, weights: str | None = None, **kwargs: _Any) -> _Any:
-        import lightning_genmodels.hub as hub
         from lightning_genmodels.errors import OptionError
-        from lightning_genmodels.registry import model_class
+        from lightning_genmodels.weights.files import load_model
+        from lightning_genmodels.weights.names import model_class
 
         if not pretrained and weights is not None:
             raise OptionError(f"expected pretrained=True beside weights={weights!r}; a new model has none")
         if not pretrained:
             return model_class(name)(**kwargs)
-        return hub.load_model(name, weights, **kwargs)
+        return load_model(name, weights, **kwargs)
 
     entry_point.__name__ = entry_point.__qualname__ = name
     entry_point.__doc__ = f"""Loads the model ``{name}``, a LightningModule.

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
         TabularModel,
     )
     from lightning_genmodels.data import BinarizedMNISTDataModule
-    from lightning_genmodels.divergence import kl_divergence
-    from lightning_genmodels.hub import load
-    from lightning_genmodels.registry import list_models
-    from lightning_genmodels.weights import Weights, list_weights
+    from lightning_genmodels.evaluation.divergence import kl_divergence
+    from lightning_genmodels.weights.files import load
+    from lightning_genmodels.weights.names import list_models
+    from lightning_genmodels.weights.records import Weights, list_weights
 
 __version__ = "0.1.0"
 
@@ -56,11 +56,11 @@ _HOMES = {
     "LatentVariableModel": "base",
     "OrderMixture": "base",
     "TabularModel": "base",
-    "Weights": "weights",
-    "kl_divergence": "divergence",
-    "list_models": "registry",
-    "list_weights": "weights",
-    "load": "hub",
+    "Weights": "weights.records",
+    "kl_divergence": "evaluation.divergence",
+    "list_models": "weights.names",
+    "list_weights": "weights.records",
+    "load": "weights.files",
 }
 
 

@@ -27,10 +27,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_genmodels import BinarizedMNISTDataModule
 from lightning_genmodels.base import AutoregressiveModel, GenerativeModel, OrderMixture
-from lightning_genmodels.functional import bernoulli_log_prob, keyed_generators
-from lightning_genmodels.memory import reuse_freed_memory
+from lightning_genmodels.functional import bernoulli_log_prob
 from lightning_genmodels.models import NADE, VAE, DiagonalBiLSTM, GatedPixelCNN, PixelCNN, PixelSNAIL, RowLSTM
 from lightning_genmodels.nn.raster import CausalConv2d
+from lightning_genmodels.random import keyed_generators
+from lightning_genmodels.system import reuse_freed_memory
 
 
 def seconds(function: Callable[[], Any], repeats: int = 3) -> float:

@@ -15,10 +15,10 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lightning_genmodels import BinarizedMNISTDataModule
-from lightning_genmodels.evaluation import evaluate
-from lightning_genmodels.images import write_images
-from lightning_genmodels.memory import reuse_freed_memory
+from lightning_genmodels.data.images import write_images
+from lightning_genmodels.evaluation.run import evaluate
 from lightning_genmodels.models import VAE
+from lightning_genmodels.system import reuse_freed_memory
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,12 +10,11 @@ import json
 
 from jsonargparse import ArgumentParser
 
-from lightning_genmodels import BinarizedMNISTDataModule, hub, list_weights
-from lightning_genmodels.evaluation import EXTRACTOR, METRICS, QualityReference, evaluate_quality, quality_lines
-from lightning_genmodels.files import write_atomically
-from lightning_genmodels.memory import reuse_freed_memory
+from lightning_genmodels import BinarizedMNISTDataModule, list_weights, load
+from lightning_genmodels.evaluation.run import EXTRACTOR, METRICS, QualityReference, evaluate_quality, quality_lines
 from lightning_genmodels.models import DigitClassifier
-from lightning_genmodels.weights import get_weights
+from lightning_genmodels.system import reuse_freed_memory, write_atomically
+from lightning_genmodels.weights.records import get_weights
 
 
 def judge(
@@ -36,7 +35,7 @@ def judge(
     """
     reference: QualityReference | None = None
     for name in names or list_weights():
-        weights, model = get_weights(name), hub.load(name)
+        weights, model = get_weights(name), load(name)
         if weights.folder is None or (weights.binarization, model.event_shape) != (data.binarization, data.event_shape):
             print(f"{name}: left out, for it was trained on other data")
             continue

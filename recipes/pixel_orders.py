@@ -19,9 +19,9 @@ from lightning import Trainer, seed_everything
 
 from lightning_genmodels import BinarizedMNISTDataModule
 from lightning_genmodels.base import AutoregressiveModel
-from lightning_genmodels.callbacks import exponential_moving_average
-from lightning_genmodels.memory import reuse_freed_memory
-from lightning_genmodels.registry import model_class
+from lightning_genmodels.system import reuse_freed_memory
+from lightning_genmodels.training.callbacks import exponential_moving_average
+from lightning_genmodels.weights.names import model_class
 
 ORDERS = ["raster", "raster_transpose", "raster_rot180", "snake", "spiral", "spiral_out", "hilbert", "random"]
 

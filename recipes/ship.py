@@ -15,14 +15,13 @@ from jsonargparse import ArgumentParser
 
 from lightning_genmodels import BinarizedMNISTDataModule, Weights
 from lightning_genmodels.base import GenerativeModel, TrainableModel
-from lightning_genmodels.evaluation import METRICS, evaluate, evaluate_classifier
-from lightning_genmodels.files import write_atomically
-from lightning_genmodels.hub.publish import SAMPLES
-from lightning_genmodels.images import write_images
-from lightning_genmodels.memory import reuse_freed_memory
-from lightning_genmodels.pretrained import CONFIG, WEIGHTS
-from lightning_genmodels.registry import model_name
-from lightning_genmodels.weights import SHIPPED
+from lightning_genmodels.data.images import write_images
+from lightning_genmodels.evaluation.run import METRICS, evaluate, evaluate_classifier
+from lightning_genmodels.system import reuse_freed_memory, write_atomically
+from lightning_genmodels.weights.files import CONFIG, WEIGHTS
+from lightning_genmodels.weights.names import model_name
+from lightning_genmodels.weights.publish import SAMPLES
+from lightning_genmodels.weights.records import SHIPPED
 
 
 def ship(
@@ -36,7 +35,7 @@ def ship(
     samples: int = 10_000,
     probe: bool = False,
 ) -> None:
-    """Writes a folder of ``lightning_genmodels/hub/shipped``; the figures are those of the files it holds.
+    """Writes a folder of ``lightning_genmodels/weights/shipped``; the figures are those of the files it holds.
 
     Args:
         checkpoint: A ``.ckpt`` file, or a folder of exported weights.

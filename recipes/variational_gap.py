@@ -22,12 +22,13 @@ from jsonargparse import ArgumentParser
 from lightning import Trainer
 from torch import Tensor
 
-from lightning_genmodels import BinarizedMNISTDataModule, hub
+from lightning_genmodels import BinarizedMNISTDataModule, load
+from lightning_genmodels.data.images import grid, write_png
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import keyed_generators, lines
-from lightning_genmodels.images import grid, write_png
-from lightning_genmodels.memory import reuse_freed_memory
+from lightning_genmodels.functional import lines
 from lightning_genmodels.models import VAE
+from lightning_genmodels.random import keyed_generators
+from lightning_genmodels.system import reuse_freed_memory
 
 PARTICLES = (1, 5, 50, 500)
 
@@ -145,7 +146,7 @@ def main(
         num_images: Test images.
     """
     data.prepare_data()
-    model = train(data, epochs) if weights is None else hub.load(weights)
+    model = train(data, epochs) if weights is None else load(weights)
     if not isinstance(model, VAE) or model.latent_dim != 2 or model.top_latent_dim:
         raise OptionError("quadrature needs a VAE with one layer of two latent variables")
     x = data.images("test")[:num_images].float()

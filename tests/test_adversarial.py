@@ -17,12 +17,12 @@ from torch import Tensor
 
 from lightning_genmodels import BinarizedMNISTDataModule, list_models
 from lightning_genmodels.base import AdversarialModel
-from lightning_genmodels.callbacks import last_path
 from lightning_genmodels.cli import main
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.models import GAN, WGANGP
 from lightning_genmodels.nn.adversarial import binarize
-from lightning_genmodels.registry import model_class
+from lightning_genmodels.training.callbacks import last_path
+from lightning_genmodels.weights.names import model_class
 
 MODELS = [name for name in list_models() if issubclass(model_class(name), AdversarialModel)]
 NETWORKS = ["mlp", "conv"]
@@ -207,7 +207,8 @@ def test_a_killed_run_ends_bit_identical(name: str, tmp_path: Path) -> None:
     main([*quick, f"--trainer.default_root_dir={tmp_path / 'whole'}"])
     killed = [*quick, f"--trainer.default_root_dir={tmp_path / 'killed'}"]
     code = (
-        "import os, sys\nfrom lightning_genmodels import callbacks, cli\nsave = callbacks.LastCheckpoint._save\n"
+        "import os, sys\nfrom lightning_genmodels import cli\nfrom lightning_genmodels.training import callbacks\n"
+        "save = callbacks.LastCheckpoint._save\n"
         "def save_and_die(self, trainer):\n    save(self, trainer)\n    os._exit(9)\n"
         "callbacks.LastCheckpoint._save = save_and_die\ncli.main(sys.argv[1:])\n"
     )
@@ -226,7 +227,7 @@ TWO_PROCESSES = """
 import atexit, sys, torch
 from lightning import Trainer
 from lightning_genmodels import BinarizedMNISTDataModule
-from lightning_genmodels.registry import model_class
+from lightning_genmodels.weights.names import model_class
 
 # Runs after what registers later; in one write, for both processes write to the same pipe.
 atexit.register(lambda: sys.stdout.write(f"in a group: {torch.distributed.is_initialized()}\\n"))

@@ -9,10 +9,10 @@ import torch
 from conftest import all_images
 from test_contract import build, log_likelihood_by_quadrature
 
-from lightning_genmodels.ais import ais_bound, ais_bracket
 from lightning_genmodels.base import LatentVariableModel
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import keyed_generators
+from lightning_genmodels.evaluation.ais import ais_bound, ais_bracket
+from lightning_genmodels.random import keyed_generators
 
 
 def latent(name: str) -> LatentVariableModel:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lightning_genmodels.base import AutoregressiveModel, ExplicitModel, OrderMixture
-from lightning_genmodels.divergence import all_images
 from lightning_genmodels.errors import ImageError, OptionError
-from lightning_genmodels.evaluation import estimators, score
-from lightning_genmodels.functional import RASTER_ORDERS, bernoulli_log_prob, fill_in_order, log_mean_exp
+from lightning_genmodels.evaluation.divergence import all_images
+from lightning_genmodels.evaluation.run import estimators, score
+from lightning_genmodels.functional import bernoulli_log_prob, fill_in_order, log_mean_exp
 from lightning_genmodels.models import (
     FVBN,
     MADE,
@@ -29,6 +29,7 @@ from lightning_genmodels.models import (
     RowLSTM,
 )
 from lightning_genmodels.models.nade import nade_logits
+from lightning_genmodels.orders import RASTER_ORDERS
 
 SHAPE = (1, 2, 3)
 ORDERS = ["raster", "raster_rot180", "raster_transpose", "snake", "spiral_out", "hilbert", "random"]

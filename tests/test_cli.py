@@ -16,9 +16,9 @@ from PIL import Image
 
 from lightning_genmodels import list_models, load
 from lightning_genmodels.base import GenerativeModel, LatentVariableModel, TrainableModel
-from lightning_genmodels.callbacks import best_path, last_path
 from lightning_genmodels.cli import SUMMARIES, main
-from lightning_genmodels.registry import model_class
+from lightning_genmodels.training.callbacks import best_path, last_path
+from lightning_genmodels.weights.names import model_class
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
 
@@ -33,7 +33,8 @@ SHORT = [
 
 KILLED = """
 import os, sys
-from lightning_genmodels import callbacks, cli
+from lightning_genmodels import cli
+from lightning_genmodels.training import callbacks
 
 save = callbacks.LastCheckpoint._save
 

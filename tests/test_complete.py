@@ -12,8 +12,8 @@ import pytest
 
 from lightning_genmodels.base import GenerativeModel
 from lightning_genmodels.cli import main
+from lightning_genmodels.data.images import read_mask
 from lightning_genmodels.errors import ImageError
-from lightning_genmodels.images import read_mask
 from lightning_genmodels.models import NADE, EoNADE, JointTable, PixelCNN, PixelSNAIL
 
 # Halves and random masks, in orders in which they do not come first: a warning says so, which other tests are about.

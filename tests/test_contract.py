@@ -13,8 +13,8 @@ from torch import Tensor
 from lightning_genmodels import base, list_models
 from lightning_genmodels.base import ExplicitModel, GenerativeModel, LatentVariableModel, LossTrainedModel, TabularModel
 from lightning_genmodels.errors import ImageError, OptionError
-from lightning_genmodels.functional import keyed_generators
-from lightning_genmodels.registry import model_class, model_name
+from lightning_genmodels.random import keyed_generators
+from lightning_genmodels.weights.names import model_class, model_name
 
 MODELS = list_models()
 

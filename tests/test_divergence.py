@@ -10,8 +10,8 @@ import torch
 from torch import distributions as D
 
 from lightning_genmodels.base import ExplicitModel
-from lightning_genmodels.divergence import all_images, cross_entropy, entropy, kl_divergence
 from lightning_genmodels.errors import OptionError
+from lightning_genmodels.evaluation.divergence import all_images, cross_entropy, entropy, kl_divergence
 from lightning_genmodels.models import MADE, NADE, VAE, Bernoulli, JointTable
 
 SHAPE = (1, 2, 3)

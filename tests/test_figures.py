@@ -18,12 +18,13 @@ from lightning_genmodels import BinarizedMNISTDataModule, list_models, load
 from lightning_genmodels.base import AdversarialModel, ExplicitModel, LatentVariableModel, LossTrainedModel
 from lightning_genmodels.cli import main
 from lightning_genmodels.errors import GenmodelsError, WeightsError
-from lightning_genmodels.evaluation import evaluate
-from lightning_genmodels.functional import draw_pixel, keyed_generators, sample_bernoulli
-from lightning_genmodels.hub.verify import verify
+from lightning_genmodels.evaluation.run import evaluate
+from lightning_genmodels.functional import draw_pixel
 from lightning_genmodels.models import NADE, VAE, Bernoulli
-from lightning_genmodels.registry import model_class
-from lightning_genmodels.weights import get_weights, registry
+from lightning_genmodels.random import keyed_generators, sample_bernoulli
+from lightning_genmodels.weights.names import model_class
+from lightning_genmodels.weights.records import get_weights, registry
+from lightning_genmodels.weights.verify import verify
 
 
 @pytest.fixture
@@ -166,7 +167,7 @@ def test_a_config_that_is_not_the_published_one_is_refused(
     canonical = json.dumps(config, sort_keys=True, separators=(",", ":"))
     config["config_sha256"] = hashlib.sha256(canonical.encode()).hexdigest()
     (tmp_path / weights.name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    monkeypatch.setattr("lightning_genmodels.weights.SHIPPED", tmp_path)
+    monkeypatch.setattr("lightning_genmodels.weights.records.SHIPPED", tmp_path)
     with pytest.raises(WeightsError, match="is not the published one"):
         load(model)
 

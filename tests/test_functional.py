@@ -9,17 +9,8 @@ import torch
 from torch.distributions import Bernoulli
 
 from lightning_genmodels.errors import ImageError
-from lightning_genmodels.functional import (
-    bernoulli_log_prob,
-    check_images,
-    derive_seed,
-    keyed_generators,
-    log_mean_exp,
-    process_share,
-    resize_area,
-    sample_bernoulli,
-    standard_normal,
-)
+from lightning_genmodels.functional import bernoulli_log_prob, check_images, log_mean_exp, resize_area
+from lightning_genmodels.random import derive_seed, keyed_generators, process_share, sample_bernoulli, standard_normal
 
 
 def test_bernoulli_log_prob_is_that_of_torch_distributions() -> None:

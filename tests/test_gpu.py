@@ -10,9 +10,9 @@ from lightning import Trainer
 from lightning_genmodels import list_models
 from lightning_genmodels.base import ExplicitModel, LatentVariableModel
 from lightning_genmodels.data import BinarizedMNISTDataModule
-from lightning_genmodels.functional import keyed_generators
 from lightning_genmodels.models import VAE
-from lightning_genmodels.registry import model_class
+from lightning_genmodels.random import keyed_generators
+from lightning_genmodels.weights.names import model_class
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -18,9 +18,9 @@ import yaml
 from hub_server import HubServer
 
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.hub.publish import publish
-from lightning_genmodels.quality import with_deviation
-from lightning_genmodels.weights import list_weights, registry
+from lightning_genmodels.evaluation.quality import with_deviation
+from lightning_genmodels.weights.publish import publish
+from lightning_genmodels.weights.records import list_weights, registry
 
 pytestmark = pytest.mark.hub
 
@@ -36,8 +36,8 @@ from pathlib import Path
 import torch
 import lightning_genmodels as gm
 from lightning_genmodels.errors import GenmodelsError
-from lightning_genmodels.hub.publish import publish
-from lightning_genmodels.weights import Weights
+from lightning_genmodels.weights.publish import publish
+from lightning_genmodels.weights.records import Weights
 
 def attempt(function, *args, **kwargs):
     try:
@@ -199,12 +199,12 @@ def test_weights_that_do_not_ship_come_from_the_hub_once(hub: HubServer, client:
     absent = """
         shipped = gm.load("bernoulli").state_dict()
         Weights.folder = property(lambda self: None)  # as if they did not come with the package
-        from lightning_genmodels import hub
+        from lightning_genmodels.weights import files
     """
     load = (
         absent
         + """
-        model = attempt(hub.load_model, "bernoulli")
+        model = attempt(files.load_model, "bernoulli")
         result["got"] = model if isinstance(model, str) else torch.equal(model.logits, shipped["logits"])
     """
     )

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from lightning_genmodels.data.images import read_images, write_images
 from lightning_genmodels.errors import ImageError
-from lightning_genmodels.images import read_images, write_images
 
 SHAPE = (1, 5, 7)
 

@@ -14,8 +14,8 @@ from lightning.pytorch import Trainer
 from lightning_genmodels import BinarizedMNISTDataModule
 from lightning_genmodels.base import LatentVariableModel
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import keyed_generators
 from lightning_genmodels.models import VAE, LadderVAE
+from lightning_genmodels.random import keyed_generators
 
 VARIANTS: dict[str, tuple[type[LatentVariableModel], str, dict[str, Any]]] = {
     "conv": (VAE, "vae", {"event_shape": (1, 2, 3), "network": "conv", "hidden_sizes": (4, 3)}),

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lightning_genmodels.memory import reuse_freed_memory
+from lightning_genmodels.system import reuse_freed_memory
 
 MEASURE = """
 import resource, torch
@@ -37,7 +37,7 @@ def faults(program: str) -> int:
 @pytest.mark.parametrize(
     "program",
     [
-        "from lightning_genmodels.memory import reuse_freed_memory\nassert reuse_freed_memory()",
+        "from lightning_genmodels.system import reuse_freed_memory\nassert reuse_freed_memory()",
         "from lightning_genmodels.cli import main\nmain(['list', '--as_json=true'])",
     ],
 )

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lightning_genmodels.metrics import MeanWithError, NegativeLogLikelihood, PerImage
+from lightning_genmodels.base.metrics import MeanWithError, NegativeLogLikelihood, PerImage
 
 
 def test_mean_and_standard_error_do_not_depend_on_the_split() -> None:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from lightning_genmodels import BinarizedMNISTDataModule, list_models
 from lightning_genmodels.base import GenerativeModel
-from lightning_genmodels.callbacks import before_fall_path, last_path
 from lightning_genmodels.cli import main
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.models import FVBN, MADE, NADE, VAE, EoNADE, GatedPixelCNN, PixelCNN
-from lightning_genmodels.optimizers import Muon, orthogonalized, schedule_factor, weight_matrices
-from lightning_genmodels.registry import model_class
+from lightning_genmodels.training.callbacks import before_fall_path, last_path
+from lightning_genmodels.training.optimizers import Muon, orthogonalized, schedule_factor, weight_matrices
+from lightning_genmodels.weights.names import model_class
 
 
 def test_an_orthogonalized_matrix_keeps_its_singular_vectors_and_has_singular_values_near_one() -> None:

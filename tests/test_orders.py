@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import RASTER_ORDERS, autoregressive_mask, pixel_order
+from lightning_genmodels.orders import RASTER_ORDERS, autoregressive_mask, pixel_order
 
 CURVES = ["snake", "spiral", "spiral_out", "hilbert", "hilbert_rot90", "snake_transpose", "spiral_mirror"]
 SHAPES = [(1, 1), (1, 7), (6, 1), (2, 3), (3, 3), (5, 8), (7, 7), (28, 28), (11, 28)]

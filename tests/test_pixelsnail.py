@@ -12,8 +12,9 @@ from conftest import all_images
 from torch import Tensor
 
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import PATCH_ORDERS, bernoulli_log_prob, fill_in_order, pixel_order
+from lightning_genmodels.functional import bernoulli_log_prob, fill_in_order
 from lightning_genmodels.models import PixelSNAIL
+from lightning_genmodels.orders import PATCH_ORDERS, pixel_order
 
 
 def pixelsnail(height: int, width: int, scale: float = 0.3, **options: Any) -> PixelSNAIL:

@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 
 from lightning_genmodels import load
-from lightning_genmodels.callbacks import best_path, last_path
 from lightning_genmodels.models import VAE
+from lightning_genmodels.training.callbacks import best_path, last_path
 
 pytestmark = pytest.mark.cluster
 

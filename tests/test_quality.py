@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from lightning_genmodels import BinarizedMNISTDataModule, list_models, list_weights
-from lightning_genmodels.callbacks import best_path
 from lightning_genmodels.cli import main
 from lightning_genmodels.errors import OptionError, WeightsError
-from lightning_genmodels.evaluation import evaluate_classifier, evaluate_quality
-from lightning_genmodels.hub.card import model_card
+from lightning_genmodels.evaluation.quality import Judge, nearest, with_deviation
+from lightning_genmodels.evaluation.run import evaluate_classifier, evaluate_quality
 from lightning_genmodels.models import GAN, Bernoulli, DigitClassifier
 from lightning_genmodels.nn.features import RandomFeatures
-from lightning_genmodels.quality import Judge, nearest, with_deviation
-from lightning_genmodels.weights import get_weights
+from lightning_genmodels.training.callbacks import best_path
+from lightning_genmodels.weights.card import model_card
+from lightning_genmodels.weights.records import get_weights
 
 RUN = [
     *("fit", "--model=digit_classifier", "--data.source=digits", "--data.binarization=dynamic"),

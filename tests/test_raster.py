@@ -11,10 +11,11 @@ from torch import Tensor
 
 from lightning_genmodels.base import RasterModel
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import RASTER_ORDERS, fill_in_order, pixel_order, raster_shape
+from lightning_genmodels.functional import fill_in_order
 from lightning_genmodels.models import DiagonalBiLSTM, GatedPixelCNN, PixelCNN, RowLSTM
 from lightning_genmodels.nn.raster import CausalConv2d, ConvCache
 from lightning_genmodels.nn.recurrent import LineLSTM
+from lightning_genmodels.orders import RASTER_ORDERS, pixel_order, raster_shape
 
 SIDE = 12
 MODELS: dict[str, Callable[..., RasterModel]] = {

@@ -10,12 +10,12 @@ import torch
 from conftest import all_images
 
 from lightning_genmodels import BinarizedMNISTDataModule, load
-from lightning_genmodels.callbacks import best_path
 from lightning_genmodels.cli import main
 from lightning_genmodels.errors import OptionError
+from lightning_genmodels.evaluation.probe import linear_probe, random_encoder
 from lightning_genmodels.models import VAE, Autoencoder
 from lightning_genmodels.nn.mixture import GaussianMixture
-from lightning_genmodels.probe import linear_probe, random_encoder
+from lightning_genmodels.training.callbacks import best_path
 
 
 def test_mixture_is_standard_normal_before_it_is_fitted() -> None:

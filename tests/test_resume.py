@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_genmodels import registry
-from lightning_genmodels.callbacks import last_path
 from lightning_genmodels.cli import main
+from lightning_genmodels.training.callbacks import last_path
+from lightning_genmodels.weights import names as registry
 
 THIRD_PARTY = Path(__file__).parent / "third_party"
 KILLS = int(os.environ.get("GENMODELS_TEST_KILLS", "4"))

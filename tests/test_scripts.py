@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_genmodels.weights import list_weights
+from lightning_genmodels.weights.records import list_weights
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

@@ -22,11 +22,11 @@ import pytest
 import torch
 
 from lightning_genmodels import load
-from lightning_genmodels.callbacks import WholeCheckpointIO, best_path, last_path
 from lightning_genmodels.cli import main
 from lightning_genmodels.errors import FileError, WeightsError
-from lightning_genmodels.files import write_atomically
 from lightning_genmodels.models import FVBN, MADE, VAE, Bernoulli, EoNADE, LadderVAE, Markov, PixelCNN, PixelSNAIL
+from lightning_genmodels.system import write_atomically
+from lightning_genmodels.training.callbacks import WholeCheckpointIO, best_path, last_path
 
 SOAK = bool(os.environ.get("GENMODELS_SOAK"))
 
@@ -248,7 +248,7 @@ BOMBS = """
 import json, os, resource, sys, time
 import lightning_genmodels as gm
 from lightning_genmodels.errors import WeightsError
-from lightning_genmodels.registry import importable_models
+from lightning_genmodels.weights.names import importable_models
 list(importable_models())
 gm.load("vae")
 before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()

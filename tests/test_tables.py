@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_genmodels.base import TabularModel
-from lightning_genmodels.divergence import all_images
 from lightning_genmodels.errors import OptionError
+from lightning_genmodels.evaluation.divergence import all_images
 from lightning_genmodels.models import Bernoulli, ChainRuleTable, JointTable, Markov
 
 SHAPE = (1, 2, 3)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer
 
-from lightning_genmodels import weights
+from lightning_genmodels.weights import records as weights
 
 HERE = Path(__file__).parent
 
@@ -82,7 +82,7 @@ def test_a_package_that_cannot_be_imported_harms_itself_alone(run_folder: Path, 
         import lightning_genmodels as gm
         from lightning_genmodels.errors import ModelError
         from lightning_genmodels.models import Bernoulli
-        from lightning_genmodels.registry import model_class
+        from lightning_genmodels.weights.names import model_class
         assert "broken" in gm.list_models()
         Bernoulli((1, 2, 2)).save_pretrained("weights")
         assert type(gm.load("./weights")) is Bernoulli

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_genmodels.registry import MODELS
-from lightning_genmodels.weights import list_weights
+from lightning_genmodels.weights.names import MODELS
+from lightning_genmodels.weights.records import list_weights
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_genmodels import BinarizedMNISTDataModule, list_models, load
 from lightning_genmodels.base import GenerativeModel, TabularModel
-from lightning_genmodels.callbacks import LastCheckpoint, best_path, last_path
 from lightning_genmodels.cli import main
 from lightning_genmodels.errors import DivergenceError, ImageError, OptionError, WeightsError
 from lightning_genmodels.models import (
@@ -29,7 +28,8 @@ from lightning_genmodels.models import (
     EoNADE,
     PixelSNAIL,
 )
-from lightning_genmodels.registry import model_class
+from lightning_genmodels.training.callbacks import LastCheckpoint, best_path, last_path
+from lightning_genmodels.weights.names import model_class
 
 SIDE = 4
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import lightning_genmodels as gm
-from lightning_genmodels import hub, pretrained
 from lightning_genmodels.base import GenerativeModel
 from lightning_genmodels.errors import FileError, UnknownNameError, WeightsError
 from lightning_genmodels.models import VAE, Bernoulli
-from lightning_genmodels.weights import registry
+from lightning_genmodels.weights import files
+from lightning_genmodels.weights.records import registry
 
 MUTATIONS = 2000 if os.environ.get("GENMODELS_SOAK") else 1000
 
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 def signed(config: dict[str, Any]) -> bytes:
     """A config with a checksum that is right, as an attacker would write it."""
     config = {key: value for key, value in config.items() if key != "config_sha256"}
-    return json.dumps({**config, "config_sha256": pretrained._digest(config)}).encode()
+    return json.dumps({**config, "config_sha256": files._digest(config)}).encode()
 
 
 # What ships.
@@ -94,7 +94,7 @@ def test_unknown_names_say_what_there_is() -> None:
 
 def test_weight_of_another_model_is_refused(folder: Path) -> None:
     with pytest.raises(WeightsError, match="is a weight of 'bernoulli', not of 'vae'"):
-        hub.load_model("vae", "bernoulli.static_v1")
+        files.load_model("vae", "bernoulli.static_v1")
     with pytest.raises(WeightsError, match="holds a VAE, not a Bernoulli"):
         Bernoulli.from_pretrained(folder)
 
@@ -109,9 +109,9 @@ def test_hyper_parameters_must_not_contradict_the_weights(folder: Path) -> None:
 
 def test_warm_start_needs_the_same_model_and_shapes(folder: Path) -> None:
     with pytest.raises(WeightsError, match="which cannot start a Bernoulli"):
-        pretrained.load_into(Bernoulli((1, 3, 4)), folder)
+        files.load_into(Bernoulli((1, 3, 4)), folder)
     with pytest.raises(WeightsError, match="should have shape"):
-        pretrained.load_into(VAE((1, 3, 4), hidden_sizes=(7,), latent_dim=2), folder)
+        files.load_into(VAE((1, 3, 4), hidden_sizes=(7,), latent_dim=2), folder)
 
 
 def test_unregistered_class_is_refused_when_saving(tmp_path: Path) -> None:

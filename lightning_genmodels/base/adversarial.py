@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightning_genmodels.base.implicit import ImplicitModel
+from lightning_genmodels.base.metrics import FrechetDistance
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import Noise, derive_seed, keyed_generators, standard_normal
-from lightning_genmodels.metrics import FrechetDistance
 from lightning_genmodels.nn.adversarial import Estimator, binarize, check_options, discriminator, generator
 from lightning_genmodels.nn.coders import Network
 from lightning_genmodels.nn.features import RandomFeatures
-from lightning_genmodels.optimizers import OptimizerName, Schedule, ends
+from lightning_genmodels.random import Noise, derive_seed, keyed_generators, standard_normal
+from lightning_genmodels.training.optimizers import OptimizerName, Schedule, ends
 
 
 class AdversarialOptions(TypedDict, total=False):

@@ -16,15 +16,9 @@ from typing_extensions import Unpack
 from lightning_genmodels.base.explicit import ExplicitModel
 from lightning_genmodels.base.generative import GenerativeModel, TrainingOptions
 from lightning_genmodels.errors import ImageError, OptionError
-from lightning_genmodels.functional import (
-    as_numbers,
-    bernoulli_log_prob,
-    check_generator,
-    check_images,
-    log_mean_exp,
-    pixel_order,
-    uniform,
-)
+from lightning_genmodels.functional import as_numbers, bernoulli_log_prob, check_images, log_mean_exp
+from lightning_genmodels.orders import pixel_order
+from lightning_genmodels.random import check_generator, uniform
 
 
 class AutoregressiveModel(ExplicitModel, ABC):
@@ -34,7 +28,7 @@ class AutoregressiveModel(ExplicitModel, ABC):
 
     Args:
         event_shape: (1, H, W) of one image.
-        order: Name of the pixel order; see :func:`lightning_genmodels.functional.pixel_order`.
+        order: Name of the pixel order; see :func:`lightning_genmodels.orders.pixel_order`.
         order_seed: Seed of a random order.
         options: See :class:`GenerativeModel`.
 
@@ -122,7 +116,7 @@ class OrderMixture(ExplicitModel, ABC):
 
     Args:
         event_shape: (1, H, W) of one image.
-        orders: Names of the M orders; see :func:`lightning_genmodels.functional.pixel_order`.
+        orders: Names of the M orders; see :func:`lightning_genmodels.orders.pixel_order`.
         order_seed: Order m has the seed ``order_seed + m``, if it is random.
         options: See :class:`GenerativeModel`.
 

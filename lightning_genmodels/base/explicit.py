@@ -11,8 +11,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from lightning_genmodels.base.generative import LossTrainedModel, TrainingOptions
+from lightning_genmodels.base.metrics import NegativeLogLikelihood
 from lightning_genmodels.functional import at_least_float32
-from lightning_genmodels.metrics import NegativeLogLikelihood
 
 _COUNTED_AT_ONCE = 1000  # images
 

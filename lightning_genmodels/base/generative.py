@@ -14,18 +14,13 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_genmodels import pretrained
+from lightning_genmodels.base.metrics import Estimate
 from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.errors import DivergenceError, ImageError, OptionError, at_least, check_arguments, within
-from lightning_genmodels.functional import (
-    check_generator,
-    check_images,
-    derive_seed,
-    process_share,
-    seed_default_generators,
-)
-from lightning_genmodels.metrics import Estimate
-from lightning_genmodels.optimizers import (
+from lightning_genmodels.functional import check_images
+from lightning_genmodels.random import check_generator, derive_seed, process_share, seed_default_generators
+from lightning_genmodels.system import leave_group_at_exit
+from lightning_genmodels.training.optimizers import (
     Muon,
     OptimizerName,
     Schedule,
@@ -33,7 +28,7 @@ from lightning_genmodels.optimizers import (
     schedule_factor,
     weight_matrices,
 )
-from lightning_genmodels.processes import leave_group_at_exit
+from lightning_genmodels.weights import files
 
 EventShape = tuple[int, int, int]
 
@@ -66,7 +61,7 @@ class TrainableModel(LightningModule, ABC):
         betas: AdamW's two decay rates.
         warmup_steps: Steps over which the learning rate rises linearly.
         optimizer: ``adamw`` for all parameters, or ``muon`` for the weight matrices of hidden layers and AdamW for the
-            rest; see :class:`lightning_genmodels.optimizers.Muon`.
+            rest; see :class:`lightning_genmodels.training.optimizers.Muon`.
         muon_learning_rate: Muon's peak learning rate.
         schedule: After the warm-up, ``cosine`` falls to zero over the whole run; ``linear_fall`` is constant, and then
             falls to zero. A run with the latter keeps a checkpoint from before the fall, to be prolonged from there.
@@ -188,7 +183,7 @@ class TrainableModel(LightningModule, ABC):
             UnknownNameError: The model's class is not registered, so that it could not be loaded again.
             WeightsError: The folder cannot be written.
         """
-        pretrained.write(self, Path(folder), half=half)
+        files.write(self, Path(folder), half=half)
 
     @classmethod
     @final
@@ -206,12 +201,12 @@ class TrainableModel(LightningModule, ABC):
         Raises:
             WeightsError: Nothing is there, it is damaged, or it is another kind of model.
         """
-        return pretrained.read(name, expected=cls, revision=revision)
+        return files.read(name, expected=cls, revision=revision)
 
     @final
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
         """Uploads the weights to a repository on the Hugging Face Hub, made if need be; returns its address."""
-        return pretrained.push(self, repo_id, private=private, token=token)
+        return files.push(self, repo_id, private=private, token=token)
 
     # Training: final steps and the default optimizer.
 
@@ -231,7 +226,7 @@ class TrainableModel(LightningModule, ABC):
         self._start_noise()
         self._diverged_at = None
         if self._starts_anew and self.init_from is not None:
-            pretrained.load_into(self, self.init_from)
+            files.load_into(self, self.init_from)
         data = getattr(self.trainer, "datamodule", None)
         if self._starts_anew and isinstance(data, BinarizedMNISTDataModule):
             self.initialize(data.images("train"))
@@ -354,7 +349,7 @@ class TrainableModel(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes which model the checkpoint holds, so that it can be loaded without naming the class, and its seed."""
         self._stop_if_diverged()
-        pretrained.describe(self, checkpoint)
+        files.describe(self, checkpoint)
         checkpoint[_BASE_SEED] = self._base_seed
 
     @final

@@ -14,17 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import Unpack
 
 from lightning_genmodels.base.generative import LossTrainedModel, TrainingOptions, chunk_sizes
+from lightning_genmodels.base.metrics import NegativeLogLikelihood
 from lightning_genmodels.base.representation import RepresentationModel
 from lightning_genmodels.errors import at_least
-from lightning_genmodels.functional import (
-    Noise,
-    as_float64,
-    at_least_float32,
-    check_generator,
-    keyed_generators,
-    sample_bernoulli,
-)
-from lightning_genmodels.metrics import NegativeLogLikelihood
+from lightning_genmodels.functional import as_float64, at_least_float32
+from lightning_genmodels.random import Noise, check_generator, keyed_generators, sample_bernoulli
 
 
 class LatentVariableModel(LossTrainedModel, RepresentationModel, ABC):

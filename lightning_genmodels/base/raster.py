@@ -12,9 +12,10 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base.autoregressive import AutoregressiveModel
 from lightning_genmodels.base.generative import TrainingOptions
-from lightning_genmodels.functional import draw_pixel, raster_shape
+from lightning_genmodels.functional import draw_pixel
 from lightning_genmodels.nn.raster import RasterNetwork
-from lightning_genmodels.progress import tracked
+from lightning_genmodels.orders import raster_shape
+from lightning_genmodels.system import tracked
 
 
 class RasterModel(AutoregressiveModel, ABC):
@@ -25,7 +26,7 @@ class RasterModel(AutoregressiveModel, ABC):
 
     Args:
         event_shape: (1, H, W) of one image.
-        order: One of the eight symmetries of the raster; see :data:`lightning_genmodels.functional.RASTER_ORDERS`.
+        order: One of the eight symmetries of the raster; see :data:`lightning_genmodels.orders.RASTER_ORDERS`.
         options: See :class:`GenerativeModel`.
 
     Raises:

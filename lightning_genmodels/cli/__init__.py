@@ -45,8 +45,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def listing() -> str:
     """Models, and the trained weights of each."""
-    from lightning_genmodels.registry import list_models
-    from lightning_genmodels.weights import list_weights
+    from lightning_genmodels.weights.names import list_models
+    from lightning_genmodels.weights.records import list_weights
 
     lines = [f"{model:20} {', '.join(list_weights(model)) or 'no trained weights yet'}" for model in list_models()]
     return "\n".join(lines)
@@ -61,7 +61,7 @@ def _usage() -> str:
 
 
 def _run(args: list[str]) -> None:
-    from lightning_genmodels.memory import reuse_freed_memory
+    from lightning_genmodels.system import reuse_freed_memory
 
     reuse_freed_memory()
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentParser
 
-from lightning_genmodels import __version__, evaluation, hub
+from lightning_genmodels import __version__
 from lightning_genmodels.base import (
     AdversarialModel,
     AutoregressiveModel,
@@ -24,14 +24,15 @@ from lightning_genmodels.base import (
 from lightning_genmodels.cli import SUMMARIES, TRAINER_COMMANDS, listing
 from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.data.datamodule import Split
+from lightning_genmodels.data.images import read_images, read_mask, write_array, write_images
 from lightning_genmodels.errors import OptionError, at_least, within
-from lightning_genmodels.files import check_folder, check_output
+from lightning_genmodels.evaluation import run as evaluation
 from lightning_genmodels.functional import lines
-from lightning_genmodels.hub import verify as checks
-from lightning_genmodels.images import read_images, read_mask, write_array, write_images
-from lightning_genmodels.progress import shown
-from lightning_genmodels.registry import list_models
-from lightning_genmodels.weights import list_weights
+from lightning_genmodels.system import check_folder, check_output, shown
+from lightning_genmodels.weights import verify as checks
+from lightning_genmodels.weights.files import load
+from lightning_genmodels.weights.names import list_models
+from lightning_genmodels.weights.records import list_weights
 
 _IMAGES = (".png", ".npy")
 _SEEDS = 2**63
@@ -58,7 +59,7 @@ def sample(
     at_least(1, num_samples=num_samples, grid=1 if grid is None else grid)
     within(0, _SEEDS, seed=seed)
     out = check_output(out or Path(f"{Path(name).name}_samples.png"), _IMAGES)
-    model = hub.load(name)
+    model = load(name)
     count = grid**2 if grid else num_samples
     with shown(progress):
         samples = model.sample(count, generator=torch.Generator().manual_seed(seed))
@@ -80,7 +81,7 @@ def score(name: str, images: Path, out: Path | None = None, num_particles: int =
     within(0, _SEEDS, seed=seed)
     if out is not None:
         check_output(out, [".npy"], images)
-    model = hub.load(name)
+    model = load(name)
     if not isinstance(model, ExplicitModel | LatentVariableModel):
         raise OptionError(f"{name} is an implicit model: it samples, and has no likelihood")
     x = read_images(images, model.event_shape)
@@ -103,7 +104,7 @@ def encode(name: str, images: Path, out: Path) -> None:
         out: The .npy file to write.
     """
     check_output(out, [".npy"], images)
-    model = hub.load(name)
+    model = load(name)
     if not isinstance(model, RepresentationModel):
         raise OptionError(f"{name} has no codes: it is a {type(model).__name__}; take a model with an encoder: vae")
     with torch.no_grad():
@@ -135,7 +136,7 @@ def complete(
     """
     within(0, _SEEDS, seed=seed)
     out = check_output(out or Path(f"{Path(name).name}_completed.png"), _IMAGES, images, Path(observed))
-    model = hub.load(name)
+    model = load(name)
     if not isinstance(model, AutoregressiveModel | OrderMixture):
         raise OptionError(f"a {type(model).__name__} has no pixel order to complete images in; take one that has: nade")
     x = read_images(images, model.event_shape)
@@ -156,7 +157,7 @@ def interpolate(name: str, out: Path | None = None, pairs: int = 8, steps: int =
         steps: Images on a line. Each pixel is the more likely one of 0 and 1.
         seed: Seed of the ends.
     """
-    model = hub.load(name)
+    model = load(name)
     if not isinstance(model, LatentVariableModel | AdversarialModel):
         raise OptionError(f"a {type(model).__name__} draws no latents to interpolate; take a model that does: vae, gan")
     at_least(1, pairs=pairs, steps=steps)
@@ -212,7 +213,7 @@ def evaluate(
     within(0, _SEEDS, seed=seed)
     with shown():
         report = evaluation.evaluate(
-            hub.load(name),
+            load(name),
             data,
             split,
             num_particles=num_particles,
@@ -275,7 +276,7 @@ def publish(name: str, namespace: str, dry_run: bool = True) -> None:
         namespace: User or organization on the Hub.
         dry_run: False sends the files, with the token of HF_TOKEN or `hf auth login`.
     """
-    from lightning_genmodels.hub.publish import publish as upload
+    from lightning_genmodels.weights.publish import publish as upload
 
     for publication in upload(name, namespace, dry_run=dry_run):
         print(publication)

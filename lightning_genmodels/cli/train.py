@@ -13,13 +13,15 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from lightning_genmodels import __version__, callbacks, pretrained, tracking
+from lightning_genmodels import __version__
 from lightning_genmodels.base import TrainableModel
 from lightning_genmodels.cli import TRAINER_COMMANDS
 from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.errors import UnknownNameError, WeightsError, within
-from lightning_genmodels.files import check_folder, write_atomically
-from lightning_genmodels.registry import AUXILIARY, importable_models, list_models, model_class, model_name
+from lightning_genmodels.system import check_folder, write_atomically
+from lightning_genmodels.training import callbacks, tracking
+from lightning_genmodels.weights import files
+from lightning_genmodels.weights.names import AUXILIARY, importable_models, list_models, model_class, model_name
 
 
 class SaveConfig(SaveConfigCallback):
@@ -168,7 +170,7 @@ class TrainingCLI(LightningCLI):
                 )
             kwargs["ckpt_path"] = str(path)
         if kwargs["ckpt_path"] is not None:
-            pretrained.check_checkpoint(Path(kwargs["ckpt_path"]), self.model)
+            files.check_checkpoint(Path(kwargs["ckpt_path"]), self.model)
         # The first process alone: others may start when it is already at work in the folder.
         if subcommand == "fit" and getattr(rank_zero_only, "rank", 0) == 0:
             overwrite = self._get(self.config_init, "overwrite")

@@ -12,7 +12,8 @@ from torch import Tensor
 from lightning_genmodels.data import sources
 from lightning_genmodels.data.loader import InMemoryLoader
 from lightning_genmodels.errors import OptionError, at_least, check_arguments, within
-from lightning_genmodels.functional import derive_seed, resize_area
+from lightning_genmodels.functional import resize_area
+from lightning_genmodels.random import derive_seed
 
 Source = Literal["mnist", "digits"]
 Binarization = Literal["static", "dynamic", "threshold"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import derive_seed
+from lightning_genmodels.random import derive_seed
 
 Batch = Tensor | tuple[Tensor, Tensor]
 """Images, or images and labels."""

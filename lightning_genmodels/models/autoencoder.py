@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightning_genmodels.base import ImplicitModel, LossTrainedModel, RepresentationModel, TrainingOptions
+from lightning_genmodels.base.metrics import NegativeLogLikelihood
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import at_least_float32, bernoulli_log_prob, mean_logits, sample_bernoulli
-from lightning_genmodels.metrics import NegativeLogLikelihood
+from lightning_genmodels.functional import at_least_float32, bernoulli_log_prob, mean_logits
 from lightning_genmodels.nn.coders import Network, coders, output_bias
 from lightning_genmodels.nn.mixture import GaussianMixture
-from lightning_genmodels.optimizers import ends
+from lightning_genmodels.random import sample_bernoulli
+from lightning_genmodels.training.optimizers import ends
 
 
 class Autoencoder(ImplicitModel, LossTrainedModel, RepresentationModel):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_genmodels.base import TabularModel
-from lightning_genmodels.functional import as_float64, bernoulli_log_prob, sample_bernoulli
+from lightning_genmodels.functional import as_float64, bernoulli_log_prob
+from lightning_genmodels.random import sample_bernoulli
 
 
 class Bernoulli(TabularModel):

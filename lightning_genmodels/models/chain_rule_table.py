@@ -26,7 +26,7 @@ class ChainRuleTable(TabularModel, AutoregressiveModel):
 
     Args:
         event_shape: (1, H, W) of one image, H W at most 16.
-        order: Name of the pixel order; see :func:`lightning_genmodels.functional.pixel_order`.
+        order: Name of the pixel order; see :func:`lightning_genmodels.orders.pixel_order`.
         order_seed: Seed of a random order.
         pseudo_count: alpha.
 

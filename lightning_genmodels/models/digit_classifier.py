@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightning_genmodels.base import TrainableModel, TrainingOptions
+from lightning_genmodels.base.metrics import MeanWithError
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import at_least_float32
-from lightning_genmodels.metrics import MeanWithError
 
 CLASSES = 10
 

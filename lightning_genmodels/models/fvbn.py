@@ -16,7 +16,8 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base import AutoregressiveModel, TrainingOptions
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import autoregressive_mask, draw_pixel, mean_logits
+from lightning_genmodels.functional import draw_pixel, mean_logits
+from lightning_genmodels.orders import autoregressive_mask
 
 
 class FVBN(AutoregressiveModel):
@@ -24,7 +25,7 @@ class FVBN(AutoregressiveModel):
 
     Args:
         event_shape: (1, H, W) of one image.
-        order: Name of the pixel order; see :func:`lightning_genmodels.functional.pixel_order`.
+        order: Name of the pixel order; see :func:`lightning_genmodels.orders.pixel_order`.
         order_seed: Seed of a random order.
         l2: Strength of a penalty l2/2 sum W_ij^2 on the training loss, which is a Gaussian prior of precision N l2 on
             every weight for N training images. ``weight_decay`` would instead be weakest on the weights of pixels that

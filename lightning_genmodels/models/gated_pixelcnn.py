@@ -132,7 +132,7 @@ class GatedPixelCNN(RasterModel):
         dropout: Probability with which a gated feature is dropped in training; the paper has none.
         bias_by_place: Whether the first layer of the horizontal stack has a bias of its own for every pixel: the
             location-dependent term of eq. 5, with the place itself for s.
-        order: One of the eight symmetries of the raster; see :data:`lightning_genmodels.functional.RASTER_ORDERS`.
+        order: One of the eight symmetries of the raster; see :data:`lightning_genmodels.orders.RASTER_ORDERS`.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
     Raises:

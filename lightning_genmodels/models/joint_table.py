@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lightning_genmodels.base import TabularModel
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import as_float64, at_least_float32, uniform
+from lightning_genmodels.functional import as_float64, at_least_float32
+from lightning_genmodels.random import uniform
 
 _MAX_PIXELS = 16
 

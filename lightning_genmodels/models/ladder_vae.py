@@ -20,14 +20,8 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base import LatentVariableModel, TrainingOptions
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import (
-    Noise,
-    at_least_float32,
-    bernoulli_log_prob,
-    mean_logits,
-    standard_normal,
-    standard_normal_log_prob,
-)
+from lightning_genmodels.functional import at_least_float32, bernoulli_log_prob, mean_logits, standard_normal_log_prob
+from lightning_genmodels.random import Noise, standard_normal
 
 
 class LadderVAE(LatentVariableModel):

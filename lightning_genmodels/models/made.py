@@ -20,8 +20,10 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base import OrderMixture, TrainingOptions
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import autoregressive_mask, bernoulli_log_prob, derive_seed, draw_pixel, mean_logits
+from lightning_genmodels.functional import bernoulli_log_prob, draw_pixel, mean_logits
 from lightning_genmodels.nn.masked import MaskedLinear
+from lightning_genmodels.orders import autoregressive_mask
+from lightning_genmodels.random import derive_seed
 
 
 class MADE(OrderMixture):
@@ -37,7 +39,7 @@ class MADE(OrderMixture):
         hidden_sizes: Units of the hidden layers, first to last.
         num_orders: M, how many masks are stored.
         order: Name of the pixel order, or several names, which the masks take in turn; ``random`` gives each mask an
-            order of its own. See :func:`lightning_genmodels.functional.pixel_order`.
+            order of its own. See :func:`lightning_genmodels.orders.pixel_order`.
         order_seed: Seed of orders and connections.
         dropout: Probability with which a hidden unit is dropped in training.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.

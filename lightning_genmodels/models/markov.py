@@ -24,7 +24,7 @@ class Markov(TabularModel, AutoregressiveModel):
     Args:
         event_shape: (1, H, W) of one image.
         memory: k, the order of the chain; 0 makes the pixels independent. The first pixels have fewer before them.
-        order: Name of the pixel order; see :func:`lightning_genmodels.functional.pixel_order`.
+        order: Name of the pixel order; see :func:`lightning_genmodels.orders.pixel_order`.
         order_seed: Seed of a random order.
         pseudo_count: alpha.
 

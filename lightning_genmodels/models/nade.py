@@ -28,7 +28,7 @@ class NADE(AutoregressiveModel):
     Args:
         event_shape: (1, H, W) of one image.
         hidden_size: h, units of the hidden layer.
-        order: Name of the pixel order; see :func:`lightning_genmodels.functional.pixel_order`.
+        order: Name of the pixel order; see :func:`lightning_genmodels.orders.pixel_order`.
         order_seed: Seed of a random order.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 

@@ -89,7 +89,7 @@ class PixelCNN(RasterModel):
         dropout: Probability with which a feature is dropped in training; the paper has none.
         bias_by_place: Whether the first convolution has a bias of its own for every pixel, which the paper has not: a
             context of few pixels does not say where in the image it lies.
-        order: One of the eight symmetries of the raster; see :data:`lightning_genmodels.functional.RASTER_ORDERS`.
+        order: One of the eight symmetries of the raster; see :data:`lightning_genmodels.orders.RASTER_ORDERS`.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
     Raises:
@@ -227,7 +227,7 @@ class RowLSTM(_LSTMModel):
         first_kernel_size: Of the first convolution, with mask A.
         dropout: Probability with which a feature is dropped in training; the paper has none.
         bias_by_place: Whether the first convolution has a bias of its own for every pixel, which the paper has not.
-        order: One of the eight symmetries of the raster; see :data:`lightning_genmodels.functional.RASTER_ORDERS`.
+        order: One of the eight symmetries of the raster; see :data:`lightning_genmodels.orders.RASTER_ORDERS`.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
     Raises:
@@ -350,7 +350,7 @@ class DiagonalBiLSTM(_LSTMModel):
         first_kernel_size: Of the first convolution, with mask A.
         dropout: Probability with which a feature is dropped in training; the paper has none.
         bias_by_place: Whether the first convolution has a bias of its own for every pixel, which the paper has not.
-        order: One of the eight symmetries of the raster; see :data:`lightning_genmodels.functional.RASTER_ORDERS`.
+        order: One of the eight symmetries of the raster; see :data:`lightning_genmodels.orders.RASTER_ORDERS`.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
     Raises:

@@ -20,10 +20,11 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base import OrderMixture, TrainingOptions
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import at_least_float32, patch_grid
+from lightning_genmodels.functional import at_least_float32
 from lightning_genmodels.nn.patches import PATCH, draw_patch, patch_states, pixel_logits
 from lightning_genmodels.nn.raster import CausalConv2d, ConvCache, Pointwise
-from lightning_genmodels.progress import tracked
+from lightning_genmodels.orders import patch_grid
+from lightning_genmodels.system import tracked
 
 
 class _ChannelNorm(nn.LayerNorm):
@@ -205,7 +206,7 @@ class PixelSNAIL(OrderMixture):
         heads: Attention heads, which divide the channels.
         first_kernel_size: Patches on a side of the first convolution, odd.
         dropout: Probability with which a feature is dropped in training, before every gate.
-        orders: Symmetries of the order of patches; see :data:`lightning_genmodels.functional.PATCH_ORDERS`.
+        orders: Symmetries of the order of patches; see :data:`lightning_genmodels.orders.PATCH_ORDERS`.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
     Raises:

@@ -17,16 +17,10 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base import LatentVariableModel, TrainingOptions
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import (
-    Noise,
-    at_least_float32,
-    bernoulli_log_prob,
-    mean_logits,
-    standard_normal,
-    standard_normal_log_prob,
-)
+from lightning_genmodels.functional import at_least_float32, bernoulli_log_prob, mean_logits, standard_normal_log_prob
 from lightning_genmodels.nn.coders import Network, coders, mlp, output_bias
-from lightning_genmodels.optimizers import ends
+from lightning_genmodels.random import Noise, standard_normal
+from lightning_genmodels.training.optimizers import ends
 
 
 class VAE(LatentVariableModel):

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import Noise, at_least_float32, uniform
+from lightning_genmodels.functional import at_least_float32
 from lightning_genmodels.nn.coders import Network, halved_sizes
+from lightning_genmodels.random import Noise, uniform
 
 Estimator = Literal["straight_through", "gumbel_sigmoid"]
 

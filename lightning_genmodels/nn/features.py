@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_genmodels.functional import derive_seed
+from lightning_genmodels.random import derive_seed
 
 
 class RandomFeatures(nn.Module):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from lightning_genmodels.functional import as_float64, standard_normal, uniform
+from lightning_genmodels.functional import as_float64
+from lightning_genmodels.random import standard_normal, uniform
 
 
 class GaussianMixture(nn.Module):

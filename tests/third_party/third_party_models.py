@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightning_genmodels.base import ExplicitModel, TrainingOptions
-from lightning_genmodels.functional import bernoulli_log_prob, sample_bernoulli
+from lightning_genmodels.functional import bernoulli_log_prob
 from lightning_genmodels.models.vae import VAE
+from lightning_genmodels.random import sample_bernoulli
 
 
 class SharedRows(ExplicitModel):

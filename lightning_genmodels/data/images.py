@@ -15,8 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from lightning_genmodels.errors import ImageError
-from lightning_genmodels.files import write_atomically
 from lightning_genmodels.functional import check_images
+from lightning_genmodels.system import write_atomically
 
 _GAP, _GAP_GREY = 2, 96
 _SCALE = 2  # of a grid's pixels

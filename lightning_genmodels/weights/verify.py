@@ -15,11 +15,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lightning_genmodels import pretrained
 from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.data.datamodule import Binarization, Source, Split
 from lightning_genmodels.errors import WeightsError
-from lightning_genmodels.evaluation import METRICS, VALUES, score
+from lightning_genmodels.evaluation.run import METRICS, VALUES, score
+from lightning_genmodels.weights.files import read
+from lightning_genmodels.weights.lookup import resolve
 
 TOLERANCE = 0.01
 """Nats by which the value of an image may differ between machines, whose arithmetic rounds differently."""
@@ -92,9 +93,9 @@ def verify(
         WeightsError: The weights are damaged, or have no figures; or the model has no likelihood.
         DataError: Data missing or corrupt.
     """
-    folder = pretrained.resolve(name, also=(METRICS, VALUES)).path
+    folder = resolve(name, also=(METRICS, VALUES)).path
     report = _read(folder)
-    model = pretrained.read(name)
+    model = read(name)
     if not report.figures:
         raise WeightsError(
             f"{name} has no likelihood, and so no values of images to compare; judge its samples anew with: "
@@ -143,7 +144,7 @@ def _read(folder: Path) -> _Report:
     """Reads a report, and looks at everything in it before anything is believed.
 
     Raises:
-        WeightsError: It is missing, or not what :meth:`lightning_genmodels.evaluation.Report.write` writes.
+        WeightsError: It is missing, or not what :meth:`lightning_genmodels.evaluation.run.Report.write` writes.
     """
     for file in (METRICS, VALUES):
         if not (folder / file).is_file():

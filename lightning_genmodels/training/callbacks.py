@@ -15,11 +15,11 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import Metric
 
-from lightning_genmodels import pretrained
 from lightning_genmodels.base import GenerativeModel, TabularModel, TrainableModel
+from lightning_genmodels.data.images import grid, write_png
 from lightning_genmodels.errors import OptionError, WeightsError, at_least, within
-from lightning_genmodels.files import atomic_file
-from lightning_genmodels.images import grid, write_png
+from lightning_genmodels.system import atomic_file
+from lightning_genmodels.weights import files
 
 CHECKPOINTS = "checkpoints"
 EXPORTED = "weights"
@@ -74,7 +74,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         Raises:
             WeightsError: It is damaged.
         """
-        pretrained.check_whole(Path(path))
+        files.check_whole(Path(path))
         checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
         return checkpoint
 
@@ -89,7 +89,7 @@ def newest_whole(root: Path) -> Path | None:
     reasons = []
     for path in found:
         try:
-            pretrained.check_whole(path)
+            files.check_whole(path)
         except WeightsError as error:
             reasons.append(str(error))
         else:

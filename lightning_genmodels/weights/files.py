@@ -17,13 +17,11 @@ import inspect
 import json
 import math
 import pickle
-import re
 import stat
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,14 +31,14 @@ import torch
 from torch import Tensor
 
 from lightning_genmodels.errors import UnknownNameError, WeightsError, first_line
-from lightning_genmodels.files import write_atomically
-from lightning_genmodels.registry import AUXILIARY, list_models, model_class, model_name
-from lightning_genmodels.weights import get_weights, registry
+from lightning_genmodels.system import write_atomically
+from lightning_genmodels.weights.lookup import CONFIG, WEIGHTS, Source, resolve
+from lightning_genmodels.weights.names import model_class, model_name
+from lightning_genmodels.weights.records import get_weights
 
 if TYPE_CHECKING:
     from lightning_genmodels.base import TrainableModel
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
 CHECKPOINT_KEY = "lightning_genmodels"
 
@@ -70,7 +68,6 @@ _WIDTHS = {
     "U8": 1,
     "BOOL": 1,
 }
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 # Writing.
@@ -131,6 +128,37 @@ def upload_advice(error: Exception, repo: str) -> str:
 
 
 # Reading.
+
+
+def load(name: str | Path, *, revision: str | None = None, **hyper_parameters: Any) -> Any:
+    """Loads a trained model in evaluation mode.
+
+    The look-up order is: a local folder of weights or a Lightning checkpoint, weights inside the package, the Hub's
+    cache, the Hub.
+
+    Args:
+        name: A folder, a ``.ckpt`` file, a model (``vae``), a weight (``vae.static_v1``) or ``owner/repo`` on the Hub.
+        revision: Branch, tag or commit of a Hub repository.
+        hyper_parameters: What the model must have been trained with; a contradiction is an error.
+
+    Raises:
+        UnknownNameError: A name that names nothing.
+        WeightsError: Nothing is there, it is damaged, or a hyper-parameter contradicts it.
+    """
+    return read(name, revision=revision, **hyper_parameters)
+
+
+def load_model(model: str, weights: str | None = None, **hyper_parameters: Any) -> Any:
+    """Loads a model by its name, with its default weight or a named one of its own.
+
+    Raises:
+        UnknownNameError: No such model or weight.
+        WeightsError: The weight belongs to another model, and whatever :func:`load` raises.
+    """
+    record = get_weights(weights or model)
+    if record.model != model:
+        raise WeightsError(f"{record.name} is a weight of {record.model!r}, not of {model!r}")
+    return read(record.name, expected=model_class(model), **hyper_parameters)
 
 
 def read(name: str | Path, *, expected: type | None = None, revision: str | None = None, **overrides: Any) -> Any:
@@ -209,83 +237,6 @@ def check_checkpoint(path: Path, model: TrainableModel) -> None:
         raise WeightsError(f"{path} holds a {cls.__name__}, not a {type(model).__name__}; name its model with --model")
     way_out = "give the recipe that this checkpoint was trained with"
     _compare(str(path), _shapes(model.state_dict()), _shapes(state), way_out)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where weights lie.
-
-    Attributes:
-        path: A folder, or a ``.ckpt`` file.
-        sha256: What the registry says of the safetensors file, if it knows it.
-        config_sha256: The same for the config.
-    """
-
-    path: Path
-    sha256: str | None = None
-    config_sha256: str | None = None
-
-
-def resolve(name: str | Path, *, revision: str | None = None, also: Sequence[str] = ()) -> Source:
-    """Finds the files behind a name: a local folder first, then the package, then the Hub's cache, then the Hub.
-
-    A bare word that names a model or a weight means that, even where a folder has the same name: write ``./vae`` for
-    the folder.
-
-    Args:
-        name: See :func:`read`.
-        revision: Branch, tag or commit, for a repository.
-        also: More files than config and weights, to be fetched where there are any to fetch.
-
-    Raises:
-        WeightsError: No such path, the Hub did not give the files, or what is no repository has no revisions.
-        UnknownNameError: A name that names nothing.
-    """
-    if not isinstance(name, str | Path):
-        raise WeightsError(f"expected the name of a weight or a model, or a path, got {name!r}")
-    source = _find(name, revision, also)
-    if revision is not None and not _REPO_ID.fullmatch(str(name)):
-        raise WeightsError(
-            f"{name} is no repository on the Hub and has no revision {revision!r}; name the weight itself (`genmodels "
-            "list` names all), or the repository: owner/repo"
-        )
-    return source
-
-
-def _find(name: str | Path, revision: str | None, also: Sequence[str]) -> Source:
-    text, path = str(name), Path(name).expanduser()
-    is_name = not isinstance(name, Path) and (text in {*registry(), *list_models(), *AUXILIARY})
-    if path.suffix == ".ckpt":
-        if not path.is_file():
-            raise WeightsError(f"no checkpoint at {path}")
-        return Source(path)
-    if path.name in (CONFIG, WEIGHTS) and path.is_file():
-        return Source(path.parent)
-    if path.is_dir() and not is_name:
-        return Source(path)
-    if isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
-        raise WeightsError(f"no folder of weights at {path}; it should hold {CONFIG} and {WEIGHTS}")
-    if _REPO_ID.fullmatch(text):
-        return Source(_download(text, revision, also))
-    weights = get_weights(text)
-    folder = weights.folder or _download(weights.repo, weights.revision, also)
-    return Source(folder, weights.sha256, weights.config_sha256)
-
-
-def _download(repo: str, revision: str | None, also: Sequence[str]) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        folder = Path(hf_hub_download(repo, CONFIG, revision=revision)).parent
-        for file in (WEIGHTS, *also):  # of the commit that the config is of, even if the branch has moved since
-            hf_hub_download(repo, file, revision=folder.name)
-    except Exception as error:  # whatever the client and its HTTP library raise, the names of which change
-        where = f"{repo} at revision {revision or 'main'}"
-        raise WeightsError(
-            f"cannot get the weights of {where} from the Hugging Face Hub: {type(error).__name__}: "
-            f"{first_line(error)}; check the name and the network, or give a local folder"
-        ) from error
-    return folder
 
 
 def _open(source: Source) -> tuple[type[TrainableModel], dict[str, Any], dict[str, torch.Tensor]]:

@@ -12,12 +12,13 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
-from lightning_genmodels import pretrained
 from lightning_genmodels.errors import OptionError, WeightsError
-from lightning_genmodels.evaluation import METRICS, VALUES
-from lightning_genmodels.hub.card import model_card
-from lightning_genmodels.registry import list_models
-from lightning_genmodels.weights import Weights, list_weights, registry
+from lightning_genmodels.evaluation.run import METRICS, VALUES
+from lightning_genmodels.weights.card import model_card
+from lightning_genmodels.weights.files import load, upload_advice
+from lightning_genmodels.weights.lookup import CONFIG, resolve
+from lightning_genmodels.weights.names import list_models
+from lightning_genmodels.weights.records import Weights, list_weights, registry
 
 SAMPLES = "samples.png"
 
@@ -67,7 +68,7 @@ def publish(name: str, namespace: str, *, dry_run: bool = True, token: str | Non
         raise OptionError(f"expected the name of a user or an organization on the Hub, got {namespace!r}")
     names = [name] if name in list_weights() else list_weights(name) if name in list_models() else []
     if not names:
-        pretrained.resolve(name)  # says what there is
+        resolve(name)  # says what there is
         raise WeightsError(f"{name} is no registered weight of a generative model, so it has no card; use push_to_hub")
     planned = [_plan(registry()[weight], f"{namespace}/{registry()[weight].model}") for weight in names]
     if dry_run:
@@ -78,12 +79,12 @@ def publish(name: str, namespace: str, *, dry_run: bool = True, token: str | Non
 
 
 def _plan(weights: Weights, repo: str) -> Publication:
-    folder = pretrained.resolve(weights.name).path
-    pretrained.read(weights.name)  # never publish what does not load
+    folder = resolve(weights.name).path
+    load(weights.name)  # never publish what does not load
     if not weights.metrics:
         raise WeightsError(f"{weights.name} has no {METRICS}; a card without figures is not published")
     files = {"README.md": model_card(weights, repo).encode()}
-    for name in (pretrained.CONFIG, weights.filename, METRICS, VALUES, SAMPLES):
+    for name in (CONFIG, weights.filename, METRICS, VALUES, SAMPLES):
         files[name] = (folder / name).read_bytes()
     return Publication(weights, repo, files)
 
@@ -95,7 +96,7 @@ def _is_tagged(api: HfApi, publication: Publication) -> bool:
         WeightsError: Another one is, or the Hub does not answer.
     """
     repo, tag, weights = publication.repo, publication.weights.revision, publication.weights
-    for name, sha256 in ((weights.filename, weights.sha256), (pretrained.CONFIG, weights.config_sha256)):
+    for name, sha256 in ((weights.filename, weights.sha256), (CONFIG, weights.config_sha256)):
         with _failures_of(repo):
             content = _content_at(api, repo, tag, name)
         if content is None:
@@ -142,7 +143,7 @@ def _failures_of(repo: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise WeightsError(f"publishing to {repo} failed: {pretrained.upload_advice(error, repo)}") from error
+        raise WeightsError(f"publishing to {repo} failed: {upload_advice(error, repo)}") from error
 
 
 def _content_at(api: HfApi, repo: str, revision: str | None, name: str) -> bytes | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_genmodels.weights import Weights
+from lightning_genmodels.weights.records import Weights
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_genmodels import __version__
-from lightning_genmodels.ais import ais_bound, ais_bracket, images_at_once
 from lightning_genmodels.base import (
     ExplicitModel,
     GenerativeModel,
@@ -32,17 +31,18 @@ from lightning_genmodels.base import (
     OrderMixture,
     RepresentationModel,
 )
+from lightning_genmodels.base.metrics import PerImage
 from lightning_genmodels.data import BinarizedMNISTDataModule, InMemoryLoader
 from lightning_genmodels.data.datamodule import Split
 from lightning_genmodels.errors import OptionError, first_line
-from lightning_genmodels.files import write_atomically
-from lightning_genmodels.functional import as_float64, bits_per_dimension, derive_seed, keyed_generators, process_share
-from lightning_genmodels.metrics import PerImage
+from lightning_genmodels.evaluation.ais import ais_bound, ais_bracket, images_at_once
+from lightning_genmodels.evaluation.probe import linear_probe
+from lightning_genmodels.evaluation.quality import FEWEST, Judge, Quality, deviation, mean, with_deviation
+from lightning_genmodels.functional import as_float64, bits_per_dimension
 from lightning_genmodels.models import Bernoulli, DigitClassifier
-from lightning_genmodels.probe import linear_probe
-from lightning_genmodels.processes import leave_group_at_exit
-from lightning_genmodels.quality import FEWEST, Judge, Quality, deviation, mean, with_deviation
-from lightning_genmodels.registry import model_name
+from lightning_genmodels.random import derive_seed, keyed_generators, process_share
+from lightning_genmodels.system import leave_group_at_exit, write_atomically
+from lightning_genmodels.weights.names import model_name
 
 SUBSET = "head of a fixed permutation"
 """Which images an evaluation takes that does not take all."""
@@ -285,8 +285,8 @@ def evaluate_ais(
         data: The data module.
         split: train, val or test.
         num_images: Images of each kind; of the split, the head of one fixed permutation.
-        num_temperatures: See :func:`lightning_genmodels.ais.ais_bound`.
-        num_chains: See :func:`lightning_genmodels.ais.ais_bound`.
+        num_temperatures: See :func:`lightning_genmodels.evaluation.ais.ais_bound`.
+        num_chains: See :func:`lightning_genmodels.evaluation.ais.ais_bound`.
         seed: Seed of the noise.
 
     Returns:
@@ -329,7 +329,8 @@ def evaluate_ais(
 
 
 def evaluate_probe(model: GenerativeModel, data: BinarizedMNISTDataModule, *, seed: int = 0) -> dict[str, Any]:
-    """A linear probe on codes, raw pixels and a random encoder; see :func:`lightning_genmodels.probe.linear_probe`.
+    """A linear probe on codes, raw pixels and a random encoder, by
+    :func:`lightning_genmodels.evaluation.probe.linear_probe`.
 
     Static binarized MNIST has no labels: there the probe takes the draws of the dynamic one, and says so.
 
@@ -359,7 +360,7 @@ def evaluate_quality(
     seed: int = 0,
     reference: QualityReference | None = None,
 ) -> dict[str, Any]:
-    """Judges samples beside the images of a split; see :class:`lightning_genmodels.quality.Quality`.
+    """Judges samples beside the images of a split; see :class:`lightning_genmodels.evaluation.quality.Quality`.
 
     Args:
         model: Any model, in evaluation mode.

@@ -21,15 +21,9 @@ from torch import Tensor
 
 from lightning_genmodels.base import LatentVariableModel
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import (
-    Noise,
-    as_float64,
-    keyed_generators,
-    log_mean_exp,
-    standard_normal,
-    standard_normal_log_prob,
-)
-from lightning_genmodels.progress import tracked
+from lightning_genmodels.functional import as_float64, log_mean_exp, standard_normal_log_prob
+from lightning_genmodels.random import Noise, keyed_generators, standard_normal
+from lightning_genmodels.system import tracked
 
 _ROWS = 2000  # images times chains at once
 _ACCEPTANCE = 0.65  # of the proposals, as Hamiltonian Monte Carlo has them near its best (Neal 2011, section 5.4.4)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_genmodels.errors import UnknownNameError, first_line
-from lightning_genmodels.registry import AUXILIARY, list_models
+from lightning_genmodels.weights.names import AUXILIARY, list_models
 
-SHIPPED = Path(__file__).parent / "hub" / "shipped"
+SHIPPED = Path(__file__).parent / "shipped"
 """Weights that come with the package, one folder each, laid out like a repository on the Hub."""
 
 

@@ -1,14 +1,50 @@
-"""Writing files whole or not at all."""
+"""What the package asks of the machine: files that are written whole, memory, processes, progress bars."""
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import os
-from collections.abc import Iterator, Sequence
+import platform
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from lightning_genmodels.errors import FileError
+
+T = TypeVar("T")
+
+_is_shown: ContextVar[bool] = ContextVar("progress", default=False)
+
+
+@contextmanager
+def shown(enabled: bool = True) -> Iterator[None]:
+    """Within it, :func:`tracked` shows a bar on standard error, if that is a terminal."""
+    token = _is_shown.set(enabled and sys.stderr.isatty())
+    try:
+        yield
+    finally:
+        _is_shown.reset(token)
+
+
+def tracked(steps: Iterable[T], total: int, what: str, unit: str) -> Iterable[T]:
+    """The same steps, with a progress bar where one is wanted.
+
+    Args:
+        steps: What is iterated over.
+        total: How many steps there are.
+        what: Stands before the bar.
+        unit: What is one step of them.
+    """
+    if not _is_shown.get():
+        return steps
+    from tqdm import tqdm
+
+    bar: Iterable[T] = tqdm(steps, desc=what, total=total, unit=f" {unit}", leave=False)
+    return bar
 
 
 @contextmanager
@@ -99,3 +135,44 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_MMAP_THRESHOLD_MAX = 2**25  # bytes, where the library's own adaptation ends
+_NEVER = 2**31 - 1
+
+
+def reuse_freed_memory() -> bool:
+    """Asks the C library to keep what is freed, for the next tensors, instead of handing it back to the system.
+
+    On the CPU every operation allocates the tensor that it returns, of megabytes for a batch of images. The GNU C
+    library hands back what is freed at the end of its heap, so that the system maps and clears the same pages again
+    and again. With this, a process holds on to the memory that it had, but for blocks of more than 32 MiB. It lasts
+    as long as the process does, and changes nothing about results. The command ``genmodels`` and the recipes call it;
+    call it once in a program of your own that trains or scores on the CPU.
+
+    Returns:
+        Whether the C library took it; False where that is another one (macOS, Windows, musl).
+    """
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_MAX)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
+
+
+def leave_group_at_exit() -> None:
+    """Has this process leave its group before the interpreter ends, if it belongs to one; call it as often as you like.
+
+    Lightning does it for the backend nccl alone. The threads of gloo, the CPU's, hold tensors for a moment after a
+    collective operation; one that lets go of them while the interpreter is ending aborts the process, so that now and
+    then a run that succeeded has an exit status that says it did not.
+    """
+    atexit.unregister(_leave_group)
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -14,8 +14,8 @@ from torch.distributions import Distribution
 from torch.distributions import kl_divergence as closed_form
 
 from lightning_genmodels.base import ExplicitModel
+from lightning_genmodels.base.metrics import Estimate, MeanWithError
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.metrics import Estimate, MeanWithError
 
 MAX_PIXELS = 16
 """Up to so many pixels, all 2^n images are enumerated."""

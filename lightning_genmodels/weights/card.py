@@ -8,10 +8,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from lightning_genmodels.base import ExplicitModel, LatentVariableModel, TrainableModel
-from lightning_genmodels.hub.published import published
-from lightning_genmodels.quality import CEILING, FLOOR, quality_table
-from lightning_genmodels.registry import model_class
-from lightning_genmodels.weights import Weights
+from lightning_genmodels.evaluation.quality import CEILING, FLOOR, quality_table
+from lightning_genmodels.weights.names import model_class
+from lightning_genmodels.weights.published import published
+from lightning_genmodels.weights.records import Weights
 
 _USES = {
     ExplicitModel: "log_prob = model.log_prob(images)      # score: exact, (64,) nats per image",

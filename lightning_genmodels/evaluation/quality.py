@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
+from lightning_genmodels.base.metrics import FrechetDistance
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.metrics import FrechetDistance
 from lightning_genmodels.models.digit_classifier import CLASSES, DigitClassifier
 
 NEIGHBOURS = 3

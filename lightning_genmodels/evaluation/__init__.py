@@ -1,0 +1,1 @@
+"""Measuring a trained model: likelihoods and bounds, sample quality, probes."""

@@ -1,0 +1,1 @@
+"""What a recipe has beyond Lightning: optimizers, callbacks, tracking."""

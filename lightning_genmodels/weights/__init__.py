@@ -1,0 +1,1 @@
+"""Trained weights: names, records, files, look-up, the Hub, cards, publishing, verifying."""
