@@ -14,7 +14,7 @@ dependencies = ["lightning", "numpy", "safetensors", "torch", "torchmetrics", "t
 def _entry_point(name: str) -> _Callable[..., _Any]:
     def entry_point(*, pretrained: bool = True, weights: str | None = None, **kwargs: _Any) -> _Any:
         from lightning_genmodels.errors import OptionError
-        from lightning_genmodels.weights.files import load_model
+        from lightning_genmodels.weights.loading import load_model
         from lightning_genmodels.weights.names import model_class
 
         if not pretrained and weights is not None:

@@ -14,30 +14,72 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_genmodels.base import (
+        AdversarialModel,
         AutoregressiveModel,
         ExplicitModel,
         GenerativeModel,
-        ImplicitModel,
         LatentVariableModel,
         OrderMixture,
+        RasterModel,
+        RepresentationModel,
         TabularModel,
     )
     from lightning_genmodels.data import BinarizedMNISTDataModule
     from lightning_genmodels.evaluation.divergence import kl_divergence
-    from lightning_genmodels.weights.files import load
+    from lightning_genmodels.models import (
+        FVBN,
+        GAN,
+        MADE,
+        NADE,
+        VAE,
+        WGANGP,
+        Autoencoder,
+        Bernoulli,
+        ChainRuleTable,
+        DiagonalBiLSTM,
+        EoNADE,
+        GatedPixelCNN,
+        JointTable,
+        LadderVAE,
+        Markov,
+        PixelCNN,
+        PixelSNAIL,
+        RowLSTM,
+    )
+    from lightning_genmodels.weights.loading import load
     from lightning_genmodels.weights.names import list_models
     from lightning_genmodels.weights.records import Weights, list_weights
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "FVBN",
+    "GAN",
+    "MADE",
+    "NADE",
+    "VAE",
+    "WGANGP",
+    "AdversarialModel",
+    "Autoencoder",
     "AutoregressiveModel",
+    "Bernoulli",
     "BinarizedMNISTDataModule",
+    "ChainRuleTable",
+    "DiagonalBiLSTM",
+    "EoNADE",
     "ExplicitModel",
+    "GatedPixelCNN",
     "GenerativeModel",
-    "ImplicitModel",
+    "JointTable",
+    "LadderVAE",
     "LatentVariableModel",
+    "Markov",
     "OrderMixture",
+    "PixelCNN",
+    "PixelSNAIL",
+    "RasterModel",
+    "RepresentationModel",
+    "RowLSTM",
     "TabularModel",
     "Weights",
     "__version__",
@@ -48,26 +90,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AutoregressiveModel": "base",
     "BinarizedMNISTDataModule": "data",
-    "ExplicitModel": "base",
-    "GenerativeModel": "base",
-    "ImplicitModel": "base",
-    "LatentVariableModel": "base",
-    "OrderMixture": "base",
-    "TabularModel": "base",
     "Weights": "weights.records",
     "kl_divergence": "evaluation.divergence",
     "list_models": "weights.names",
     "list_weights": "weights.records",
-    "load": "weights.files",
+    "load": "weights.loading",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    home = _HOMES.get(name, "base" if name.endswith("Model") or name == "OrderMixture" else "models")
+    return getattr(import_module(f"{__name__}.{home}"), name)
 
 
 def __dir__() -> list[str]:

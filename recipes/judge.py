@@ -7,12 +7,13 @@ python recipes/tables.py
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
 from lightning_genmodels import BinarizedMNISTDataModule, list_weights, load
-from lightning_genmodels.evaluation.run import EXTRACTOR, METRICS, QualityReference, evaluate_quality, quality_lines
-from lightning_genmodels.models import DigitClassifier
+from lightning_genmodels.evaluation.classifier import SHIPPED, DigitClassifier
+from lightning_genmodels.evaluation.run import METRICS, QualityReference, evaluate_quality, quality_lines
 from lightning_genmodels.system import reuse_freed_memory, write_atomically
 from lightning_genmodels.weights.records import get_weights
 
@@ -22,7 +23,7 @@ def judge(
     names: list[str] | None = None,
     samples: int = 10_000,
     seeds: int = 3,
-    extractor: str = EXTRACTOR,
+    extractor: Path | None = None,
 ) -> None:
     """Judges the weights of images of the data's shape and binarization.
 
@@ -31,7 +32,7 @@ def judge(
         names: Weights; default: all.
         samples: How many images each draws.
         seeds: How often.
-        extractor: The digit classifier.
+        extractor: File of the digit classifier; default: the one that ships.
     """
     reference: QualityReference | None = None
     for name in names or list_weights():
@@ -40,7 +41,7 @@ def judge(
             print(f"{name}: left out, for it was trained on other data")
             continue
         if reference is None:
-            classifier = DigitClassifier.from_pretrained(extractor)
+            classifier = DigitClassifier.load(extractor or SHIPPED)
             reference = QualityReference(data, "test", samples, seeds, classifier)
         quality = evaluate_quality(
             model, data, num_samples=samples, num_seeds=seeds, extractor=extractor, reference=reference

@@ -14,10 +14,10 @@ import torch
 from jsonargparse import ArgumentParser
 
 from lightning_genmodels import BinarizedMNISTDataModule, Weights
-from lightning_genmodels.base import GenerativeModel, TrainableModel
+from lightning_genmodels.base import GenerativeModel
 from lightning_genmodels.data.images import write_images
-from lightning_genmodels.evaluation.run import METRICS, evaluate, evaluate_classifier
-from lightning_genmodels.system import reuse_freed_memory, write_atomically
+from lightning_genmodels.evaluation.run import evaluate
+from lightning_genmodels.system import reuse_freed_memory
 from lightning_genmodels.weights.files import CONFIG, WEIGHTS
 from lightning_genmodels.weights.names import model_name
 from lightning_genmodels.weights.publish import SAMPLES
@@ -45,25 +45,20 @@ def ship(
         half: Store half-precision numbers.
         default: Whether the model's bare name loads this weight.
         num_particles: k of the importance-weighted bound.
-        samples: Samples whose quality is judged; 0 for none. Of the digit classifier itself the accuracy is measured.
+        samples: Samples whose quality is judged; 0 for none.
         probe: Also measure what a linear probe reads off the codes.
     """
     folder = SHIPPED / name
-    trained = TrainableModel.from_pretrained(checkpoint)
+    trained = GenerativeModel.from_pretrained(checkpoint)
     if trained.finalizes:
         trained.finalize(data.images("train"))
     trained.save_pretrained(folder, half=half)
-    model = TrainableModel.from_pretrained(folder)
-    if isinstance(model, GenerativeModel):
-        report = evaluate(model, data, "test", num_particles=num_particles, samples=samples, probe=probe)
-        assert report is not None
-        report.write(folder)
-        write_images(folder / SAMPLES, model.sample(64, generator=torch.Generator().manual_seed(0)))
-        print(report.table())
-    else:
-        metrics = evaluate_classifier(model, data)
-        write_atomically(folder / METRICS, (json.dumps(metrics, indent=2) + "\n").encode())
-        print(f"accuracy {metrics['accuracy']['value']:.4f} +- {metrics['accuracy']['standard_error']:.4f}")
+    model = GenerativeModel.from_pretrained(folder)
+    report = evaluate(model, data, "test", num_particles=num_particles, samples=samples, probe=probe)
+    assert report is not None
+    report.write(folder)
+    write_images(folder / SAMPLES, model.sample(64, generator=torch.Generator().manual_seed(0)))
+    print(report.table())
     model_, version = model_name(type(model)), name.partition(".")[2]
     record = Weights(
         name=name,

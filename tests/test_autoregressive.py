@@ -230,8 +230,8 @@ def test_completion_checks_what_it_is_given() -> None:
     assert model.complete(x, observed).unique().tolist() in ([0.0], [1.0], [0.0, 1.0])  # nothing of x is looked at
     with pytest.raises(ImageError, match="binarize"):
         model.complete(x, ~observed)
-    with pytest.raises(ImageError, match="boolean"):
-        model.complete(x, observed.float())
+    with pytest.raises(ImageError, match="mask of zeros and ones"):
+        model.complete(x, observed + 0.5)
     with pytest.raises(ImageError, match="does not fit"):
         model.complete(x, observed[..., :2])
     with pytest.raises(ImageError, match="expected images of shape"):

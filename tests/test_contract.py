@@ -11,7 +11,7 @@ from conftest import all_images
 from torch import Tensor
 
 from lightning_genmodels import base, list_models
-from lightning_genmodels.base import ExplicitModel, GenerativeModel, LatentVariableModel, LossTrainedModel, TabularModel
+from lightning_genmodels.base import ExplicitModel, GenerativeModel, LatentVariableModel, TabularModel
 from lightning_genmodels.errors import ImageError, OptionError
 from lightning_genmodels.random import keyed_generators
 from lightning_genmodels.weights.names import model_class, model_name
@@ -83,7 +83,14 @@ def test_state_round_trip(name: str, tmp_path: Path) -> None:
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("name", [name for name in of_kind(LossTrainedModel) if name not in of_kind(TabularModel)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in list_models()
+        if hasattr(model_class(name), "training_loss") and name not in of_kind(TabularModel)
+    ],
+)
 def test_gradients_reach_every_trained_parameter(name: str) -> None:
     model = build(name).train()
     x = all_images(model.event_shape)

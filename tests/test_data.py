@@ -158,10 +158,10 @@ def test_small_images_stay_binary(size: int, binarization: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": "cifar"}, "expected source 'mnist' or 'digits', got 'cifar'"),
-        ({"binarization": "none"}, "expected binarization 'static', 'dynamic' or 'threshold', got 'none'"),
-        ({"image_size": 29}, "expected image_size from 1 to 28, got 29"),
-        ({"batch_size": 0}, "expected batch sizes of at least 1, got 0"),
+        ({"source": "cifar"}, "expected source to be 'mnist' or 'digits', got 'cifar'"),
+        ({"binarization": "none"}, "expected binarization to be 'static' or 'dynamic' or 'threshold', got 'none'"),
+        ({"image_size": 29}, "expected image_size to be from 1 to below 29, got 29"),
+        ({"batch_size": 0}, "expected batch_size to be a whole number of at least 1, got 0"),
     ],
 )
 def test_options_are_checked(options: dict[str, object], message: str) -> None:

@@ -199,12 +199,12 @@ def test_weights_that_do_not_ship_come_from_the_hub_once(hub: HubServer, client:
     absent = """
         shipped = gm.load("bernoulli").state_dict()
         Weights.folder = property(lambda self: None)  # as if they did not come with the package
-        from lightning_genmodels.weights import files
+        from lightning_genmodels.weights.loading import load_model
     """
     load = (
         absent
         + """
-        model = attempt(files.load_model, "bernoulli")
+        model = attempt(load_model, "bernoulli")
         result["got"] = model if isinstance(model, str) else torch.equal(model.logits, shipped["logits"])
     """
     )

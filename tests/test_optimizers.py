@@ -212,7 +212,7 @@ def test_gradients_are_clipped_in_mixed_precision() -> None:
 
 @pytest.mark.parametrize("options", [{"optimizer": "sgd"}, {"schedule": "step"}, {"fall": 0.0}, {"fall": 1.5}])
 def test_options_without_sense_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match="expected optimizer adamw or muon"):
+    with pytest.raises(OptionError, match=f"expected {next(iter(options))} "):
         VAE(**options)
 
 

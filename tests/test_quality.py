@@ -8,22 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_genmodels import BinarizedMNISTDataModule, list_models, list_weights
+from lightning_genmodels import BinarizedMNISTDataModule, list_models
 from lightning_genmodels.cli import main
 from lightning_genmodels.errors import OptionError, WeightsError
+from lightning_genmodels.evaluation.classifier import DigitClassifier, accuracy, train_classifier
+from lightning_genmodels.evaluation.classifier import main as train
 from lightning_genmodels.evaluation.quality import Judge, nearest, with_deviation
-from lightning_genmodels.evaluation.run import evaluate_classifier, evaluate_quality
-from lightning_genmodels.models import GAN, Bernoulli, DigitClassifier
+from lightning_genmodels.evaluation.run import evaluate_quality
+from lightning_genmodels.models import GAN, Bernoulli
 from lightning_genmodels.nn.features import RandomFeatures
-from lightning_genmodels.training.callbacks import best_path
 from lightning_genmodels.weights.card import model_card
 from lightning_genmodels.weights.records import get_weights
-
-RUN = [
-    *("fit", "--model=digit_classifier", "--data.source=digits", "--data.binarization=dynamic"),
-    *("--data.batch_size=50", "--model.learning_rate=0.003", "--trainer.max_epochs=12", "--trainer.accelerator=cpu"),
-    *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -32,35 +27,39 @@ def data() -> BinarizedMNISTDataModule:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def classifier_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier of the digits that need no network, trained by the command line."""
-    root = tmp_path_factory.mktemp("classifier")
-    main([*RUN, "--data.labelled=true", f"--trainer.default_root_dir={root}"])
-    return root / "weights"
+    file = tmp_path_factory.mktemp("classifier") / "classifier.safetensors"
+    train([str(file), "--data.source=digits", "--data.batch_size=50"])
+    return file
 
 
 @pytest.fixture(scope="module")
-def judge(weights: Path, data: BinarizedMNISTDataModule) -> Judge:
-    return Judge(DigitClassifier.from_pretrained(weights), data.images("train"), data.images("test"))
+def judge(classifier_file: Path, data: BinarizedMNISTDataModule) -> Judge:
+    return Judge(DigitClassifier.load(classifier_file), data.images("train"), data.images("test"))
 
 
-def test_the_classifier_learns_and_is_loaded_as_a_weight(weights: Path, data: BinarizedMNISTDataModule) -> None:
-    classifier = DigitClassifier.from_pretrained(weights)
-    metrics = evaluate_classifier(classifier, data)
-    assert metrics["accuracy"]["value"] > 0.9
-    assert 0.0 < metrics["accuracy"]["standard_error"] < 0.03
+def test_the_classifier_learns_and_is_read_back(classifier_file: Path, data: BinarizedMNISTDataModule) -> None:
+    classifier = DigitClassifier.load(classifier_file)
+    value, error = accuracy(classifier, data)
+    assert value > 0.9
+    assert 0.0 < error < 0.03
     assert classifier.features(data.images("test")[:3]).shape == (3, 64)
     assert classifier(data.images("test")[:3]).shape == (3, 10)
-    assert json.loads((weights / "config.json").read_text())["model"] == "digit_classifier"
     assert "digit_classifier" not in list_models()
-    checkpoint = DigitClassifier.from_pretrained(best_path(weights.parent))
-    assert all(torch.equal(a, b) for a, b in zip(checkpoint.parameters(), classifier.parameters(), strict=True))
 
 
-def test_a_classifier_needs_labels(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main([*RUN, "--trainer.default_root_dir=run"])
-    assert "set --data.labelled true" in capsys.readouterr().err
+def test_the_same_seed_trains_the_same_classifier_and_leaves_the_global_generator_alone() -> None:
+    few = BinarizedMNISTDataModule(source="digits", binarization="threshold", batch_size=500, labelled=True)
+    before = torch.get_rng_state()
+    one, two = (train_classifier(few, epochs=2, seed=3).state_dict() for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_classifier_needs_labels(data: BinarizedMNISTDataModule) -> None:
+    with pytest.raises(OptionError, match=r"set --data\.labelled true"):
+        train_classifier(data)
 
 
 def test_labels_stay_with_their_images(data: BinarizedMNISTDataModule) -> None:
@@ -107,8 +106,10 @@ def test_a_constant_generator_has_one_class_and_no_recall(judge: Judge, data: Bi
     assert quality.label_kl > 1.5
 
 
-def test_the_floor_is_below_the_ceiling(weights: Path, data: BinarizedMNISTDataModule) -> None:
-    results = evaluate_quality(GAN(hidden_sizes=(8,)).eval(), data, num_samples=250, extractor=weights)["results"]
+def test_the_floor_is_below_the_ceiling(classifier_file: Path, data: BinarizedMNISTDataModule) -> None:
+    results = evaluate_quality(GAN(hidden_sizes=(8,)).eval(), data, num_samples=250, extractor=classifier_file)[
+        "results"
+    ]
     floor, ceiling, samples = (results[name] for name in ("floor", "ceiling", "samples"))
     assert floor["frechet"] < 0.2 * ceiling["frechet"]
     assert floor["frechet"] < samples["frechet"]  # nobody has trained it
@@ -124,21 +125,21 @@ def test_a_figure_has_no_more_digits_than_its_deviation_carries() -> None:
 
 
 def test_the_quality_of_samples_is_a_mean_over_seeds_with_its_deviation(
-    weights: Path, data: BinarizedMNISTDataModule
+    classifier_file: Path, data: BinarizedMNISTDataModule
 ) -> None:
     model = Bernoulli()
     model.initialize(data.images("train"))
-    found = evaluate_quality(model, data, num_samples=250, num_seeds=4, extractor=weights)
+    found = evaluate_quality(model, data, num_samples=250, num_seeds=4, extractor=classifier_file)
     frechet, spread = (found[kind]["samples"]["frechet"] for kind in ("results", "deviations"))
     single = [
-        evaluate_quality(model, data, num_samples=250, num_seeds=2, extractor=weights, seed=seed)["results"]
+        evaluate_quality(model, data, num_samples=250, num_seeds=2, extractor=classifier_file, seed=seed)["results"]
         for seed in (1, 2, 3)
     ]
     others = [results["samples"]["frechet"] for results in single]
     assert 0 < spread < 0.2 * frechet
     assert all(abs(other - frechet) < 5 * spread for other in others)
     with pytest.raises(OptionError, match="num_seeds of at least 2"):
-        evaluate_quality(model, data, num_samples=250, num_seeds=1, extractor=weights)
+        evaluate_quality(model, data, num_samples=250, num_seeds=1, extractor=classifier_file)
 
 
 def test_nearest_counts_differing_pixels() -> None:
@@ -148,10 +149,17 @@ def test_nearest_counts_differing_pixels() -> None:
 
 
 def test_evaluate_prints_and_writes_quality(
-    weights: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]
+    classifier_file: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Bernoulli().save_pretrained("weights")
-    common = ["evaluate", "./weights", "--data.source=digits", "--limit=50", f"--extractor={weights}", "--out=report"]
+    common = [
+        "evaluate",
+        "./weights",
+        "--data.source=digits",
+        "--limit=50",
+        f"--extractor={classifier_file}",
+        "--out=report",
+    ]
     main([*common, "--samples=200"])
     printed = capsys.readouterr().out
     quality = json.loads(Path("report/metrics.json").read_text())["quality"]
@@ -165,32 +173,21 @@ def test_evaluate_prints_and_writes_quality(
     assert "expected samples of at least 100, got 5" in capsys.readouterr().err
 
 
-def test_what_cannot_judge_is_refused(weights: Path, data: BinarizedMNISTDataModule, tmp_path: Path) -> None:
+def test_what_cannot_judge_is_refused(classifier_file: Path, data: BinarizedMNISTDataModule, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"takes images of shape \(1, 28, 28\)"):
-        evaluate_quality(GAN(**GAN.small), data, extractor=weights)
+        evaluate_quality(GAN(**GAN.small), data, extractor=classifier_file)
     with pytest.raises(OptionError, match="at least 100 images to judge, got 3"):
-        Judge(DigitClassifier.from_pretrained(weights), data.images("train"), data.images("test")[:3])
+        Judge(DigitClassifier.load(classifier_file), data.images("train"), data.images("test")[:3])
     Bernoulli().save_pretrained(tmp_path)
-    with pytest.raises(WeightsError, match="holds a Bernoulli, not a DigitClassifier"):
-        evaluate_quality(Bernoulli(), data, extractor=tmp_path)
+    (tmp_path / "cut").write_bytes(classifier_file.read_bytes()[:1000])
+    for wrong in (tmp_path, tmp_path / "model.safetensors", tmp_path / "cut", tmp_path / "gone"):
+        with pytest.raises(WeightsError, match="holds no digit classifier"):
+            evaluate_quality(Bernoulli(), data, extractor=wrong)
 
 
 def test_the_shipped_classifier_judges_where_no_other_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     main(["evaluate", "bernoulli", "--data.source=digits", "--limit=50", "--samples=100"])
     assert "as digit_classifier sees them" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", ["digit_classifier", "digit_classifier.dynamic_v1"])
-@pytest.mark.parametrize("command", [["publish", "me"], ["verify"], ["sample"]])
-def test_the_shipped_classifier_is_no_generative_model(
-    name: str, command: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert name not in [*list_models(), *list_weights(), *list_weights("digit_classifier")]
-    with pytest.raises(SystemExit) as caught:
-        main([command[0], name, *command[1:]])
-    assert caught.value.code == 2
-    said = {"publish": "is no registered weight of a generative model", "verify": "has no values", "sample": "holds a"}
-    assert said[command[0]] in capsys.readouterr().err
 
 
 def test_a_weight_without_likelihood_is_judged_not_verified(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,6 @@ from lightning_genmodels.models import (
     VAE,
     WGANGP,
     Bernoulli,
-    DigitClassifier,
     EoNADE,
     PixelSNAIL,
 )
@@ -173,7 +172,7 @@ def test_a_list_or_tuple_starts_with_the_images_and_bytes_are_images_too() -> No
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
     with pytest.raises(ImageError, match="got dict"):
         trainer().fit(VAE((1, SIDE, SIDE), (5,), 2), DataLoader([{"x": 1.0}] * 8, batch_size=4))
-    trainer().fit(DigitClassifier((1, 28, 28)), datamodule=digits(image_size=28, labelled=True))
+    trainer().fit(VAE((1, SIDE, SIDE), (5,), 2), datamodule=digits(labelled=True))
 
 
 @pytest.mark.parametrize("name", list_models())

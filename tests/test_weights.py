@@ -20,6 +20,7 @@ from lightning_genmodels.base import GenerativeModel
 from lightning_genmodels.errors import FileError, UnknownNameError, WeightsError
 from lightning_genmodels.models import VAE, Bernoulli
 from lightning_genmodels.weights import files
+from lightning_genmodels.weights.loading import load_model
 from lightning_genmodels.weights.records import registry
 
 MUTATIONS = 2000 if os.environ.get("GENMODELS_SOAK") else 1000
@@ -94,7 +95,7 @@ def test_unknown_names_say_what_there_is() -> None:
 
 def test_weight_of_another_model_is_refused(folder: Path) -> None:
     with pytest.raises(WeightsError, match="is a weight of 'bernoulli', not of 'vae'"):
-        files.load_model("vae", "bernoulli.static_v1")
+        load_model("vae", "bernoulli.static_v1")
     with pytest.raises(WeightsError, match="holds a VAE, not a Bernoulli"):
         Bernoulli.from_pretrained(folder)
 

@@ -6,6 +6,7 @@ do it has no method for, so ``isinstance`` tells exact likelihoods, bounds and s
 ==================== ============================== ======================================
 kind                 scores by                      what a model implements
 ==================== ============================== ======================================
+GenerativeModel      nothing                        ``_sample``, ``training_step``
 ExplicitModel        exact ``log_prob``             ``_log_prob``, ``_sample``
 TabularModel         the same, learned by counting  and ``statistics``, ``fit_statistics``
 AutoregressiveModel  the chain rule, in one order   ``conditional_logits``, ``_fill``
@@ -13,9 +14,8 @@ OrderMixture         a mixture of several orders    ``conditional_logits``, ``_f
 RasterModel          the same, row by row           the network ``net``
 LatentVariableModel  ``elbo`` and ``iw_bound``      ``encode``, ``decode``, ``log_joint``,
                                                     ``log_weights``, ``sample_latent``
-ImplicitModel        nothing                        ``_sample``, its own ``training_step``
 AdversarialModel     nothing                        ``discriminator_loss``, ``generator_loss``
-RepresentationModel  (has codes; a kind of its own) ``encode``, ``decode``
+RepresentationModel  (an interface: it has codes)   ``encode``, ``decode``
 ==================== ============================== ======================================
 """
 
@@ -27,11 +27,8 @@ from lightning_genmodels.base.explicit import ExplicitModel, TabularModel
 from lightning_genmodels.base.generative import (
     EventShape,
     GenerativeModel,
-    LossTrainedModel,
-    TrainableModel,
     TrainingOptions,
 )
-from lightning_genmodels.base.implicit import ImplicitModel
 from lightning_genmodels.base.latent import LatentVariableModel
 from lightning_genmodels.base.raster import RasterModel, fill_raster, from_raster, to_raster
 from lightning_genmodels.base.representation import RepresentationModel
@@ -43,14 +40,11 @@ __all__ = [
     "EventShape",
     "ExplicitModel",
     "GenerativeModel",
-    "ImplicitModel",
     "LatentVariableModel",
-    "LossTrainedModel",
     "OrderMixture",
     "RasterModel",
     "RepresentationModel",
     "TabularModel",
-    "TrainableModel",
     "TrainingOptions",
     "fill_raster",
     "from_raster",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_genmodels.base.implicit import ImplicitModel
+from lightning_genmodels.base.generative import GenerativeModel
 from lightning_genmodels.base.metrics import FrechetDistance
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.nn.adversarial import Estimator, binarize, check_options, discriminator, generator
@@ -21,7 +21,7 @@ from lightning_genmodels.training.optimizers import OptimizerName, Schedule, end
 
 
 class AdversarialOptions(TypedDict, total=False):
-    """Options of training beside those that an adversarial model names; see :class:`TrainableModel`."""
+    """Options of training beside those that an adversarial model names; see :class:`GenerativeModel`."""
 
     weight_decay: float
     warmup_steps: int
@@ -32,7 +32,7 @@ class AdversarialOptions(TypedDict, total=False):
     init_from: str | None
 
 
-class AdversarialModel(ImplicitModel, ABC):
+class AdversarialModel(GenerativeModel, ABC):
     """A generator x = g(z) of latents z ~ N(0, I), trained against a discriminator.
 
     A model implements the two losses. One training step is an update of the discriminator on a batch and, every
@@ -55,7 +55,7 @@ class AdversarialModel(ImplicitModel, ABC):
         temperature: Of that estimator.
         dropout: Fraction of the discriminator's hidden units that training drops.
         discriminator_steps: Updates of the discriminator for one of the generator.
-        options: See :class:`TrainableModel`.
+        options: See :class:`GenerativeModel`.
 
     Raises:
         OptionError: A size below one, an unknown network or estimator, or a fraction outside [0, 1).

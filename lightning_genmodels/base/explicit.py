@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from lightning_genmodels.base.generative import LossTrainedModel, TrainingOptions
+from lightning_genmodels.base.generative import GenerativeModel, TrainingOptions
 from lightning_genmodels.base.metrics import NegativeLogLikelihood
 from lightning_genmodels.functional import at_least_float32
 
 _COUNTED_AT_ONCE = 1000  # images
 
 
-class ExplicitModel(LossTrainedModel, ABC):
+class ExplicitModel(GenerativeModel, ABC):
     """A model that says exactly how likely an image is; it implements ``_log_prob`` and ``_sample``."""
 
     monitor = "val/nll"
@@ -63,6 +63,10 @@ class ExplicitModel(LossTrainedModel, ABC):
     def training_loss(self, x: Tensor) -> Tensor:
         """Mean negative log-likelihood in nats per image."""
         return -self._log_prob(x).mean()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Logs and returns the training loss of a batch, images or (images, ...)."""
+        return self._logged(self.training_loss(self._taken(batch)))
 
     @final
     def validation_step(self, batch: Any, batch_idx: int) -> None:

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict, final
+from typing import Any, ClassVar, Self, TypedDict, final
 
 import torch
 from lightning import LightningModule
@@ -38,7 +38,7 @@ _NEVER = 2**31 - 1  # no step
 
 
 class TrainingOptions(TypedDict, total=False):
-    """Options that every model trained by gradients takes; see :class:`TrainableModel`."""
+    """Options that every model trained by gradients takes; see :class:`GenerativeModel`."""
 
     learning_rate: float
     weight_decay: float
@@ -51,8 +51,10 @@ class TrainingOptions(TypedDict, total=False):
     init_from: str | None
 
 
-class TrainableModel(LightningModule, ABC):
-    """A model of binary images that is trained by a recipe, and saved and loaded by name.
+class GenerativeModel(LightningModule, ABC):
+    """A distribution over binary images that can be sampled; trained by a recipe, saved and loaded by name.
+
+    A model implements ``_sample`` and ``training_step``, for which most kinds need ``training_loss`` alone.
 
     Args:
         event_shape: (1, H, W) of one image.
@@ -76,6 +78,12 @@ class TrainableModel(LightningModule, ABC):
     monitor: ClassVar[str]
     """The validation figure by which the best checkpoint is chosen; lower is better."""
 
+    small: ClassVar[dict[str, Any]]
+    """Constructor arguments of a tiny instance, whose images can all be enumerated: what the contract tests run on."""
+
+    sample_chunk: ClassVar[int] = 1000
+    """At most this many images are sampled at once; the samples of a seed depend on it, so it is part of the model."""
+
     finalizes: ClassVar[bool] = False
     """Whether an export needs the training images, for :meth:`finalize`."""
 
@@ -96,7 +104,7 @@ class TrainableModel(LightningModule, ABC):
         super().__init__()
         self.save_hyperparameters(ignore=_not_saved(type(self)))
         for cls in type(self).__mro__:
-            if issubclass(cls, TrainableModel):
+            if issubclass(cls, GenerativeModel):
                 check_arguments(cls.__init__, self.hparams)
         if not 0.0 < fall <= 1.0:
             raise OptionError(f"expected fall in (0, 1], got {fall}")
@@ -130,6 +138,10 @@ class TrainableModel(LightningModule, ABC):
     @abstractmethod
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Learns from a batch: images (B, 1, H, W), or (images, labels) where the data module is asked for labels."""
+
+    @abstractmethod
+    def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
+        """Draws (num_samples, 1, H, W) images in {0, 1}, float32; called without gradients, in chunks."""
 
     def _initialize(self, images: Tensor) -> None:
         """Sets parameters from all training images, (N, 1, H, W) uint8; default: none. Called without gradients."""
@@ -166,6 +178,27 @@ class TrainableModel(LightningModule, ABC):
         self._is_initialized = True
         return keys
 
+    @final
+    @torch.no_grad()
+    def sample(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draws images.
+
+        Args:
+            num_samples: N, zero or more.
+            generator: Source of randomness, for reproducible samples; one on the CPU serves a model anywhere. Default:
+                PyTorch's global generator.
+
+        Returns:
+            (N, 1, H, W) float32 in {0, 1}, on the model's device.
+
+        Raises:
+            OptionError: ``num_samples`` is negative, or ``generator`` is none.
+        """
+        at_least(0, num_samples=num_samples)
+        check_generator(generator)
+        chunks = [self._sample(size, generator) for size in chunk_sizes(num_samples, self.sample_chunk)]
+        return torch.cat(chunks).float() if chunks else torch.zeros((0, *self.event_shape), device=self.device)
+
     @property
     def num_parameters(self) -> int:
         """How many numbers the model learns."""
@@ -187,7 +220,7 @@ class TrainableModel(LightningModule, ABC):
 
     @classmethod
     @final
-    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> Any:
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> Self:
         """Loads trained weights, in evaluation mode.
 
         Args:
@@ -201,7 +234,7 @@ class TrainableModel(LightningModule, ABC):
         Raises:
             WeightsError: Nothing is there, it is damaged, or it is another kind of model.
         """
-        return files.read(name, expected=cls, revision=revision)
+        return files.read(name, cls, revision=revision)
 
     @final
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
@@ -239,7 +272,7 @@ class TrainableModel(LightningModule, ABC):
             OptionError: The loader never ends.
             ImageError: Batches that are no binary images.
         """
-        looks = type(self)._initialize is not TrainableModel._initialize
+        looks = type(self)._initialize is not GenerativeModel._initialize
         data = getattr(self.trainer, "datamodule", None)
         if self._starts_anew and looks and not isinstance(data, BinarizedMNISTDataModule):
             self.initialize(self._all_training_images().to(self.device))
@@ -429,6 +462,13 @@ class TrainableModel(LightningModule, ABC):
         self._diverged_at = step if self._diverged_at is None else torch.minimum(self._diverged_at, step)
 
     @final
+    def _logged(self, loss: Tensor) -> Tensor:
+        """The loss of a training step, watched and logged."""
+        self._watch(loss)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    @final
     def _stop_if_diverged(self) -> None:
         """Raises on all processes if the loss of any was not finite.
 
@@ -472,66 +512,12 @@ class TrainableModel(LightningModule, ABC):
         self.log(f"{name}_stderr", estimate.standard_error.float())
 
 
-class GenerativeModel(TrainableModel, ABC):
-    """A distribution over binary images that can be sampled.
-
-    A model implements ``_sample``, and ``training_loss`` unless it owns its training step. Its arguments are those of
-    :class:`TrainableModel`.
-    """
-
-    small: ClassVar[dict[str, Any]]
-    """Constructor arguments of a tiny instance, whose images can all be enumerated: what the contract tests run on."""
-
-    sample_chunk: ClassVar[int] = 1000
-    """At most this many images are sampled at once; the samples of a seed depend on it, so it is part of the model."""
-
-    @abstractmethod
-    def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
-        """Draws (num_samples, 1, H, W) images in {0, 1}, float32; called without gradients, in chunks."""
-
-    @final
-    @torch.no_grad()
-    def sample(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draws images.
-
-        Args:
-            num_samples: N, zero or more.
-            generator: Source of randomness, for reproducible samples; one on the CPU serves a model anywhere. Default:
-                PyTorch's global generator.
-
-        Returns:
-            (N, 1, H, W) float32 in {0, 1}, on the model's device.
-
-        Raises:
-            OptionError: ``num_samples`` is negative, or ``generator`` is none.
-        """
-        at_least(0, num_samples=num_samples)
-        check_generator(generator)
-        chunks = [self._sample(size, generator) for size in chunk_sizes(num_samples, self.sample_chunk)]
-        return torch.cat(chunks).float() if chunks else torch.zeros((0, *self.event_shape), device=self.device)
-
-
-class LossTrainedModel(GenerativeModel, ABC):
-    """A model trained by descending on the gradient of one scalar: ``training_loss`` is the one hook of its step."""
-
-    @abstractmethod
-    def training_loss(self, x: Tensor) -> Tensor:
-        """The scalar that training minimizes, a mean over the batch ``x`` (B, 1, H, W)."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """Logs and returns the training loss of a batch, images or (images, ...)."""
-        loss = self.training_loss(self._taken(batch))
-        self._watch(loss)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-
-def _not_saved(cls: type[TrainableModel]) -> list[str]:
+def _not_saved(cls: type[GenerativeModel]) -> list[str]:
     """Arguments of base classes that are no hyper-parameters of a class: those its own constructor lacks."""
     parameters = inspect.signature(cls).parameters
     takes_options = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     own = {*parameters, *(TrainingOptions.__annotations__ if takes_options else ())}
-    bases = [base for base in cls.__mro__ if issubclass(base, TrainableModel)]
+    bases = [base for base in cls.__mro__ if issubclass(base, GenerativeModel)]
     inherited = {name for base in bases for name in inspect.signature(base).parameters}
     return ["init_from", *sorted(inherited - own)]
 

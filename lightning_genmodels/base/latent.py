@@ -13,7 +13,7 @@ from torch.distributions import Normal
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import Unpack
 
-from lightning_genmodels.base.generative import LossTrainedModel, TrainingOptions, chunk_sizes
+from lightning_genmodels.base.generative import GenerativeModel, TrainingOptions, chunk_sizes
 from lightning_genmodels.base.metrics import NegativeLogLikelihood
 from lightning_genmodels.base.representation import RepresentationModel
 from lightning_genmodels.errors import at_least
@@ -21,7 +21,7 @@ from lightning_genmodels.functional import as_float64, at_least_float32
 from lightning_genmodels.random import Noise, check_generator, keyed_generators, sample_bernoulli
 
 
-class LatentVariableModel(LossTrainedModel, RepresentationModel, ABC):
+class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
     """A model p(x, z) with an approximate posterior q(z|x): its likelihood is bounded, never known.
 
     It implements ``encode``, ``decode``, ``log_joint``, ``log_weights`` and ``sample_latent``; ``elbo`` too where a
@@ -148,6 +148,11 @@ class LatentVariableModel(LossTrainedModel, RepresentationModel, ABC):
         if self.num_particles == 1:
             return -self.elbo(x).mean()
         return -self.iw_bound(x, self.num_particles).mean()
+
+    @final
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Logs and returns the training loss of a batch, images or (images, ...)."""
+        return self._logged(self.training_loss(self._taken(batch)))
 
     @final
     def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:

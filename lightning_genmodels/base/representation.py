@@ -6,11 +6,9 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from lightning_genmodels.base.generative import GenerativeModel
 
-
-class RepresentationModel(GenerativeModel, ABC):
-    """A model that maps images to codes, and codes to images; it implements ``encode`` and ``decode``."""
+class RepresentationModel(ABC):
+    """What has codes: it maps images to them, and them to images. An interface beside :class:`GenerativeModel`."""
 
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor:

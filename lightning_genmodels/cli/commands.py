@@ -16,10 +16,10 @@ from lightning_genmodels.base import (
     AdversarialModel,
     AutoregressiveModel,
     ExplicitModel,
+    GenerativeModel,
     LatentVariableModel,
     OrderMixture,
     RepresentationModel,
-    TrainableModel,
 )
 from lightning_genmodels.cli import SUMMARIES, TRAINER_COMMANDS, listing
 from lightning_genmodels.data import BinarizedMNISTDataModule
@@ -30,7 +30,7 @@ from lightning_genmodels.evaluation import run as evaluation
 from lightning_genmodels.functional import lines
 from lightning_genmodels.system import check_folder, check_output, shown
 from lightning_genmodels.weights import verify as checks
-from lightning_genmodels.weights.files import load
+from lightning_genmodels.weights.loading import load
 from lightning_genmodels.weights.names import list_models
 from lightning_genmodels.weights.records import list_weights
 
@@ -184,7 +184,7 @@ def evaluate(
     ais: int = 0,
     probe: bool = False,
     samples: int = 0,
-    extractor: str = evaluation.EXTRACTOR,
+    extractor: Path | None = None,
 ) -> None:
     """Measures a trained model: the one protocol behind every published figure.
 
@@ -203,7 +203,8 @@ def evaluate(
             the model drew, for which the error of the estimate is bounded.
         probe: Also a linear probe of the digit's class on codes, on raw pixels, and on codes of a random encoder.
         samples: Also judge so many samples, say 10000, beside real images and independent pixels; 0 for none.
-        extractor: The digit classifier that judges them: weight, folder, checkpoint, or owner/repo on the Hub.
+        extractor: File of the digit classifier that judges them, as
+            `python -m lightning_genmodels.evaluation.classifier` writes it; default: the one that ships.
     """
     if out is not None:
         check_folder(out)
@@ -245,7 +246,7 @@ def export(checkpoint: Path, out: Path, data: BinarizedMNISTDataModule, half: bo
         half: Store half-precision numbers.
     """
     check_folder(out)
-    model = TrainableModel.from_pretrained(checkpoint)
+    model = GenerativeModel.from_pretrained(checkpoint)
     if model.finalizes:
         data.prepare_data()
         model.finalize(data.images("train"))

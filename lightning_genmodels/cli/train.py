@@ -14,14 +14,14 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lightning_genmodels import __version__
-from lightning_genmodels.base import TrainableModel
+from lightning_genmodels.base import GenerativeModel
 from lightning_genmodels.cli import TRAINER_COMMANDS
 from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.errors import UnknownNameError, WeightsError, within
 from lightning_genmodels.system import check_folder, write_atomically
 from lightning_genmodels.training import callbacks, tracking
 from lightning_genmodels.weights import files
-from lightning_genmodels.weights.names import AUXILIARY, importable_models, list_models, model_class, model_name
+from lightning_genmodels.weights.names import importable_models, list_models, model_class, model_name
 
 
 class SaveConfig(SaveConfigCallback):
@@ -56,7 +56,7 @@ class TrainingCLI(LightningCLI):
         list(importable_models())  # so that their class names alone are known to the parser
         try:
             super().__init__(
-                TrainableModel,
+                GenerativeModel,
                 BinarizedMNISTDataModule,
                 subclass_mode_model=True,
                 save_config_callback=SaveConfig,
@@ -198,9 +198,9 @@ def _expand_model_names(args: Sequence[str]) -> list[str]:
         follows = index > 0 and expanded[index - 1] == "--model"
         if not (follows or name != argument):
             continue
-        if name.isidentifier() and name not in {*list_models(), *AUXILIARY, *(m.__name__ for m in importable_models())}:
+        if name.isidentifier() and name not in {*list_models(), *(m.__name__ for m in importable_models())}:
             raise UnknownNameError("model", name, list_models())
-        if name in {*list_models(), *AUXILIARY}:
+        if name in list_models():
             cls = model_class(name)
             prefix = "" if follows else "--model="
             expanded[index] = f"{prefix}{cls.__module__}.{cls.__qualname__}"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_genmodels.base import RepresentationModel
+from lightning_genmodels.base import GenerativeModel, RepresentationModel
 from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.data.datamodule import Split
 from lightning_genmodels.errors import OptionError
@@ -39,7 +39,7 @@ class ProbeResult:
 
 
 def linear_probe(
-    model: RepresentationModel, data: BinarizedMNISTDataModule, *, num_train: int | None = None, seed: int = 0
+    model: GenerativeModel, data: BinarizedMNISTDataModule, *, num_train: int | None = None, seed: int = 0
 ) -> dict[str, ProbeResult]:
     """Fits a logistic regression of the class on codes, on raw pixels, and on the codes of a random encoder.
 
@@ -53,8 +53,10 @@ def linear_probe(
         Results by kind of features: ``codes``, ``pixels``, ``random_encoder``.
 
     Raises:
-        OptionError: The data have no labels, or scikit-learn is not installed.
+        OptionError: The model has no codes, the data have no labels, or scikit-learn is not installed.
     """
+    if not isinstance(model, RepresentationModel):
+        raise OptionError(f"a {type(model).__name__} has no codes to probe; leave out --probe")
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
@@ -82,7 +84,7 @@ def linear_probe(
     return results
 
 
-def random_encoder(model: RepresentationModel, seed: int = 0) -> RepresentationModel:
+def random_encoder(model: GenerativeModel, seed: int = 0) -> GenerativeModel:
     """A new model of the same architecture, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -91,8 +93,8 @@ def random_encoder(model: RepresentationModel, seed: int = 0) -> RepresentationM
 
 
 @torch.no_grad()
-def _features(encoder: RepresentationModel | None, images: Tensor) -> Tensor:
+def _features(encoder: GenerativeModel | None, images: Tensor) -> Tensor:
     """Codes (N, D), or the pixels (N, n) where there is no encoder."""
-    if encoder is None:
+    if not isinstance(encoder, RepresentationModel):
         return images.flatten(1)
     return torch.cat([encoder.encode(part).float().cpu() for part in images.split(500)])

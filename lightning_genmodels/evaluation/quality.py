@@ -17,7 +17,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from lightning_genmodels.base.metrics import FrechetDistance
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.models.digit_classifier import CLASSES, DigitClassifier
+from lightning_genmodels.evaluation.classifier import CLASSES, DigitClassifier
 
 NEIGHBOURS = 3
 """k of precision and recall, as Kynkäänniemi et al. (2019) choose it."""

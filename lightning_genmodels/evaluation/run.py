@@ -29,17 +29,17 @@ from lightning_genmodels.base import (
     GenerativeModel,
     LatentVariableModel,
     OrderMixture,
-    RepresentationModel,
 )
 from lightning_genmodels.base.metrics import PerImage
 from lightning_genmodels.data import BinarizedMNISTDataModule, InMemoryLoader
 from lightning_genmodels.data.datamodule import Split
 from lightning_genmodels.errors import OptionError, first_line
 from lightning_genmodels.evaluation.ais import ais_bound, ais_bracket, images_at_once
+from lightning_genmodels.evaluation.classifier import SHIPPED, DigitClassifier
 from lightning_genmodels.evaluation.probe import linear_probe
 from lightning_genmodels.evaluation.quality import FEWEST, Judge, Quality, deviation, mean, with_deviation
 from lightning_genmodels.functional import as_float64, bits_per_dimension
-from lightning_genmodels.models import Bernoulli, DigitClassifier
+from lightning_genmodels.models import Bernoulli
 from lightning_genmodels.random import derive_seed, keyed_generators, process_share
 from lightning_genmodels.system import leave_group_at_exit, write_atomically
 from lightning_genmodels.weights.names import model_name
@@ -52,7 +52,7 @@ METRICS, VALUES = "metrics.json", "values.safetensors"
 _FIRST_ORDER = "nll_first_order"
 
 EXTRACTOR = "digit_classifier"
-"""The weight whose features samples are judged by."""
+"""What figures call the digit classifier that ships."""
 
 _ROWS = 1000  # images times particles at once, where no cache limits them
 
@@ -173,7 +173,7 @@ def evaluate(
     ais: int = 0,
     probe: bool = False,
     samples: int = 0,
-    extractor: str | Path = EXTRACTOR,
+    extractor: Path | None = None,
 ) -> Report | None:
     """Evaluates a trained model on one split of the data.
 
@@ -191,7 +191,7 @@ def evaluate(
         ais: Temperatures of annealed importance sampling, by :func:`evaluate_ais`; 0 for none.
         probe: Also a linear probe on codes, by :func:`evaluate_probe`.
         samples: Also the quality of so many samples, by :func:`evaluate_quality`; 0 for none.
-        extractor: The digit classifier that judges them.
+        extractor: File of the digit classifier that judges them; default: the one that ships.
 
     Returns:
         The report, or None on every process but the first.
@@ -208,7 +208,7 @@ def evaluate(
     if num_particles < 1 or (limit is not None and limit < 1):
         raise OptionError(f"expected num_particles and limit of at least 1, got {num_particles} and {limit}")
     if samples:
-        _check_quality(model, samples, DigitClassifier.from_pretrained(extractor))  # before what takes long
+        _check_quality(model, samples, DigitClassifier.load(extractor or SHIPPED))  # before what takes long
     evaluator = _Evaluator(model, data, split, list(estimators(model, num_particles)), limit, seed)
     try:
         trainer = Trainer(
@@ -340,8 +340,6 @@ def evaluate_probe(model: GenerativeModel, data: BinarizedMNISTDataModule, *, se
     Raises:
         OptionError: The model has no codes, or scikit-learn is not installed.
     """
-    if not isinstance(model, RepresentationModel):
-        raise OptionError(f"a {type(model).__name__} has no codes to probe; leave out --probe")
     if data.source == "mnist" and data.binarization == "static":
         data = BinarizedMNISTDataModule(str(data.root), binarization="dynamic", image_size=data.image_size)
     data.prepare_data()
@@ -356,7 +354,7 @@ def evaluate_quality(
     *,
     num_samples: int = 10_000,
     num_seeds: int = 3,
-    extractor: str | Path = EXTRACTOR,
+    extractor: Path | None = None,
     seed: int = 0,
     reference: QualityReference | None = None,
 ) -> dict[str, Any]:
@@ -369,7 +367,7 @@ def evaluate_quality(
         num_samples: How many images the model draws. The Fréchet distance falls with their number, so figures of
             different numbers are not comparable.
         num_seeds: How many such sets it draws: every figure is their mean, with the standard deviation over them.
-        extractor: The digit classifier whose features and classes are taken: a weight, a folder or a checkpoint.
+        extractor: File of the digit classifier whose features and classes are taken; default: the one that ships.
         seed: Seed of the samples.
         reference: What they stand beside, if it was made before, with the same arguments.
 
@@ -382,7 +380,7 @@ def evaluate_quality(
         OptionError: Too few samples or seeds, or a classifier of images of another shape.
         WeightsError: There is no such classifier.
     """
-    classifier = DigitClassifier.from_pretrained(extractor).to(model.device)
+    classifier = DigitClassifier.load(extractor or SHIPPED).to(model.device)
     _check_quality(model, num_samples, classifier)
     if num_seeds < 2:
         raise OptionError(f"expected num_seeds of at least 2, whose deviation is the error, got {num_seeds}")
@@ -394,7 +392,7 @@ def evaluate_quality(
         "num_seeds": num_seeds,
         "num_real": reference.num_real,
         "split": split,
-        "extractor": str(extractor),
+        "extractor": EXTRACTOR if extractor is None else str(extractor),
         "results": {name: mean(qualities) for name, qualities in found.items()},
         "deviations": {name: deviation(qualities) for name, qualities in found.items()},
     }
@@ -470,32 +468,6 @@ def quality_lines(quality: dict[str, Any]) -> list[str]:
             f"{said['nearest']:>14} {said['copies']:>15}"
         )
     return lines
-
-
-def evaluate_classifier(
-    classifier: DigitClassifier, data: BinarizedMNISTDataModule, split: Split = "test"
-) -> dict[str, Any]:
-    """The accuracy of a digit classifier.
-
-    Returns:
-        JSON as the metrics of a :class:`Report`, with the accuracy and its standard error, and no figures.
-
-    Raises:
-        OptionError: The data have no labels.
-        ImageError: The data have another shape.
-    """
-    data.prepare_data()
-    images, labels = data.images(split), data.labels(split)
-    with torch.no_grad():
-        right = torch.cat([classifier(part).argmax(dim=1).cpu() for part in images.split(500)]) == labels
-    return {
-        "model": model_name(type(classifier)),
-        "num_parameters": classifier.num_parameters,
-        "protocol": {**data.protocol, "split": split, "num_images": len(images)},
-        "figures": {},
-        "accuracy": _mean_and_error(right.double()),
-        "versions": _versions(),
-    }
 
 
 def _versions() -> dict[str, str]:

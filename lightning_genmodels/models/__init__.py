@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from lightning_genmodels.models.autoencoder import Autoencoder
     from lightning_genmodels.models.bernoulli import Bernoulli
     from lightning_genmodels.models.chain_rule_table import ChainRuleTable
-    from lightning_genmodels.models.digit_classifier import DigitClassifier
     from lightning_genmodels.models.eonade import EoNADE
     from lightning_genmodels.models.fvbn import FVBN
     from lightning_genmodels.models.gan import GAN
@@ -35,7 +34,6 @@ __all__ = [
     "Bernoulli",
     "ChainRuleTable",
     "DiagonalBiLSTM",
-    "DigitClassifier",
     "EoNADE",
     "GatedPixelCNN",
     "JointTable",
@@ -51,7 +49,6 @@ _MODULES = {
     "Bernoulli": "bernoulli",
     "ChainRuleTable": "chain_rule_table",
     "DiagonalBiLSTM": "pixelrnn",
-    "DigitClassifier": "digit_classifier",
     "EoNADE": "eonade",
     "FVBN": "fvbn",
     "GAN": "gan",

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_genmodels.base import ImplicitModel, LossTrainedModel, RepresentationModel, TrainingOptions
+from lightning_genmodels.base import GenerativeModel, RepresentationModel, TrainingOptions
 from lightning_genmodels.base.metrics import NegativeLogLikelihood
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import at_least_float32, bernoulli_log_prob, mean_logits
@@ -25,7 +25,7 @@ from lightning_genmodels.random import sample_bernoulli
 from lightning_genmodels.training.optimizers import ends
 
 
-class Autoencoder(ImplicitModel, LossTrainedModel, RepresentationModel):
+class Autoencoder(GenerativeModel, RepresentationModel):
     """y = f(x), and prod_i Bernoulli(x_i; g_i(y)): codes from which images can be reconstructed.
 
     The reconstruction's log-likelihood is no likelihood of the image: a code may be as large as the image is.
@@ -107,6 +107,10 @@ class Autoencoder(ImplicitModel, LossTrainedModel, RepresentationModel):
         """Mean negative log-likelihood of images given the codes of their corruptions (Vincent et al., eq. 5)."""
         seen = x * (torch.rand_like(x) >= self.corruption) if self.corruption else x
         return -bernoulli_log_prob(self.decode(self.encode(seen)), self._checked(x)).mean()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Logs and returns the training loss of a batch, images or (images, ...)."""
+        return self._logged(self.training_loss(self._taken(batch)))
 
     def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
         codes = self._rectified(self.density.sample(num_samples, generator))

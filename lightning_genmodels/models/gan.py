@@ -41,7 +41,7 @@ class GAN(AdversarialModel):
         discriminator_steps: k, updates of the discriminator for one of the generator; each takes a batch.
         learning_rate: Of both networks (Radford et al., section 3).
         betas: Of Adam (Radford et al., section 3).
-        options: Weight decay, warm-up; see :class:`lightning_genmodels.base.TrainableModel`.
+        options: Weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
     Raises:
         OptionError: A size below one, an unknown network or estimator, or a fraction outside [0, 1).

@@ -93,7 +93,8 @@ class _Attention(nn.Module):
         q, k, v = projected.permute(2, 0, 3, 1, 4)  # (B, heads, n, d) each
         with torch.autocast(x.device.type, enabled=x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type)):
             seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self._add(x, seen.transpose(1, 2).reshape(size, height, width, -1).permute(0, 3, 1, 2))
+        seen = seen.transpose(1, 2).reshape(size, height, width, -1).permute(0, 3, 1, 2)
+        return self._add(x, seen.to(x.dtype))
 
     def cache(self, num_images: int, positions: int) -> Tensor:
         """Room for the keys and values of all positions, (2, N, heads, n, d)."""

@@ -37,7 +37,7 @@ class WGANGP(AdversarialModel):
         discriminator_steps: n_critic, updates of the critic for one of the generator; each takes a batch.
         learning_rate: Of both networks (algorithm 1).
         betas: Of Adam (algorithm 1).
-        options: Weight decay, warm-up; see :class:`lightning_genmodels.base.TrainableModel`.
+        options: Weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
     Raises:
         OptionError: A size below one, an unknown network or estimator, or a negative penalty.

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import Metric
 
-from lightning_genmodels.base import GenerativeModel, TabularModel, TrainableModel
+from lightning_genmodels.base import GenerativeModel, TabularModel
 from lightning_genmodels.data.images import grid, write_png
 from lightning_genmodels.errors import OptionError, WeightsError, at_least, within
 from lightning_genmodels.system import atomic_file
@@ -199,7 +199,7 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         self._is_due = False
         model = trainer.lightning_module
-        if isinstance(model, TrainableModel) and model.is_before_fall:
+        if isinstance(model, GenerativeModel) and model.is_before_fall:
             trainer.save_checkpoint(self.before_fall, weights_only=False)
         trainer.save_checkpoint(self.path, weights_only=False)
 

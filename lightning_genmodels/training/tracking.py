@@ -16,10 +16,10 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from lightning_genmodels.base import GenerativeModel
 from lightning_genmodels.data import Batch, BinarizedMNISTDataModule
 from lightning_genmodels.system import write_atomically
 from lightning_genmodels.training.callbacks import EXPORTED, WANDB_ID, BestCheckpoint, last_path
-from lightning_genmodels.weights import files
 
 
 def wandb_logger(project: str, root: Path, tags: list[str], monitor: str) -> WandbLogger:
@@ -144,7 +144,7 @@ class ExportBest(Callback):
         if not trainer.is_global_zero or not best.is_file():
             return
         folder = self.root / EXPORTED
-        model = files.read(best)
+        model = GenerativeModel.from_pretrained(best)
         data = getattr(trainer, "datamodule", None)
         if model.finalizes and isinstance(data, BinarizedMNISTDataModule):
             model.finalize(data.images("train"))

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from lightning_genmodels.base import ExplicitModel, LatentVariableModel, TrainableModel
+from lightning_genmodels.base import ExplicitModel, GenerativeModel, LatentVariableModel
 from lightning_genmodels.evaluation.quality import CEILING, FLOOR, quality_table
 from lightning_genmodels.weights.names import model_class
 from lightning_genmodels.weights.published import published
@@ -79,7 +79,7 @@ def _metadata(weights: Weights) -> ModelCardData:
     )
 
 
-def _usage(cls: type[TrainableModel], weights: Weights, repo: str) -> str:
+def _usage(cls: type[GenerativeModel], weights: Weights, repo: str) -> str:
     uses = [text for kind, text in _USES.items() if issubclass(cls, kind)]
     lines = [
         "```python",

@@ -23,21 +23,20 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
+from lightning import LightningModule
 from torch import Tensor
 
 from lightning_genmodels.errors import UnknownNameError, WeightsError, first_line
 from lightning_genmodels.system import write_atomically
 from lightning_genmodels.weights.lookup import CONFIG, WEIGHTS, Source, resolve
 from lightning_genmodels.weights.names import model_class, model_name
-from lightning_genmodels.weights.records import get_weights
 
-if TYPE_CHECKING:
-    from lightning_genmodels.base import TrainableModel
+M = TypeVar("M", bound=LightningModule)
 
 FORMAT = 1
 CHECKPOINT_KEY = "lightning_genmodels"
@@ -73,7 +72,7 @@ _WIDTHS = {
 # Writing.
 
 
-def describe(model: TrainableModel, checkpoint: dict[str, Any]) -> None:
+def describe(model: LightningModule, checkpoint: dict[str, Any]) -> None:
     """Notes the model's registered name in a Lightning checkpoint, if it has one."""
     try:
         checkpoint[CHECKPOINT_KEY] = {"model": model_name(type(model))}
@@ -81,8 +80,8 @@ def describe(model: TrainableModel, checkpoint: dict[str, Any]) -> None:
         checkpoint[CHECKPOINT_KEY] = {"model": None}
 
 
-def write(model: TrainableModel, folder: Path, *, half: bool = False) -> None:
-    """Writes ``config.json`` and ``model.safetensors``; see :meth:`TrainableModel.save_pretrained`."""
+def write(model: LightningModule, folder: Path, *, half: bool = False) -> None:
+    """Writes ``config.json`` and ``model.safetensors``; see :meth:`GenerativeModel.save_pretrained`."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if half:
         state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
@@ -101,8 +100,8 @@ def write(model: TrainableModel, folder: Path, *, half: bool = False) -> None:
     write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
-def push(model: TrainableModel, repo_id: str, *, private: bool, token: str | None) -> str:
-    """Uploads the two files in one commit; see :meth:`TrainableModel.push_to_hub`."""
+def push(model: LightningModule, repo_id: str, *, private: bool, token: str | None) -> str:
+    """Uploads the two files in one commit; see :meth:`GenerativeModel.push_to_hub`."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
@@ -130,38 +129,7 @@ def upload_advice(error: Exception, repo: str) -> str:
 # Reading.
 
 
-def load(name: str | Path, *, revision: str | None = None, **hyper_parameters: Any) -> Any:
-    """Loads a trained model in evaluation mode.
-
-    The look-up order is: a local folder of weights or a Lightning checkpoint, weights inside the package, the Hub's
-    cache, the Hub.
-
-    Args:
-        name: A folder, a ``.ckpt`` file, a model (``vae``), a weight (``vae.static_v1``) or ``owner/repo`` on the Hub.
-        revision: Branch, tag or commit of a Hub repository.
-        hyper_parameters: What the model must have been trained with; a contradiction is an error.
-
-    Raises:
-        UnknownNameError: A name that names nothing.
-        WeightsError: Nothing is there, it is damaged, or a hyper-parameter contradicts it.
-    """
-    return read(name, revision=revision, **hyper_parameters)
-
-
-def load_model(model: str, weights: str | None = None, **hyper_parameters: Any) -> Any:
-    """Loads a model by its name, with its default weight or a named one of its own.
-
-    Raises:
-        UnknownNameError: No such model or weight.
-        WeightsError: The weight belongs to another model, and whatever :func:`load` raises.
-    """
-    record = get_weights(weights or model)
-    if record.model != model:
-        raise WeightsError(f"{record.name} is a weight of {record.model!r}, not of {model!r}")
-    return read(record.name, expected=model_class(model), **hyper_parameters)
-
-
-def read(name: str | Path, *, expected: type | None = None, revision: str | None = None, **overrides: Any) -> Any:
+def read(name: str | Path, expected: type[M], *, revision: str | None = None, **overrides: Any) -> M:
     """Loads a model in evaluation mode.
 
     Args:
@@ -177,7 +145,7 @@ def read(name: str | Path, *, expected: type | None = None, revision: str | None
     source = resolve(name, revision=revision)
     path = source.path
     cls, hyper_parameters, state = _open(source)
-    if expected is not None and not issubclass(cls, expected):
+    if not issubclass(cls, expected):
         raise WeightsError(f"{path} holds a {cls.__name__}, not a {expected.__name__}; load it with {cls.__name__}")
     _check_overrides(path, cls, hyper_parameters, overrides)
     _check_finite(str(path), state, "take weights of a run that did not diverge")
@@ -186,7 +154,7 @@ def read(name: str | Path, *, expected: type | None = None, revision: str | None
     return model.eval()
 
 
-def load_into(model: TrainableModel, name: str | Path) -> None:
+def load_into(model: LightningModule, name: str | Path) -> None:
     """Copies trained weights into a model that exists, for a warm start.
 
     Raises:
@@ -224,7 +192,7 @@ def check_whole(path: Path) -> None:
         raise WeightsError(f"{path} is damaged: the checksum of {damaged!r} in it does not hold")
 
 
-def check_checkpoint(path: Path, model: TrainableModel) -> None:
+def check_checkpoint(path: Path, model: LightningModule) -> None:
     """Makes sure that a Lightning checkpoint can be loaded into a model.
 
     Raises:
@@ -239,13 +207,13 @@ def check_checkpoint(path: Path, model: TrainableModel) -> None:
     _compare(str(path), _shapes(model.state_dict()), _shapes(state), way_out)
 
 
-def _open(source: Source) -> tuple[type[TrainableModel], dict[str, Any], dict[str, torch.Tensor]]:
+def _open(source: Source) -> tuple[type[LightningModule], dict[str, Any], dict[str, torch.Tensor]]:
     if source.path.is_file():
         return _open_checkpoint(source.path)
     return _open_folder(source)
 
 
-def _open_folder(source: Source) -> tuple[type[TrainableModel], dict[str, Any], dict[str, torch.Tensor]]:
+def _open_folder(source: Source) -> tuple[type[LightningModule], dict[str, Any], dict[str, torch.Tensor]]:
     folder = source.path
     file = folder / WEIGHTS
     config = _read_config(folder / CONFIG, source.config_sha256)
@@ -332,7 +300,7 @@ def _read_header(file: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]
 
 
 def _check_fit(
-    source: Path, cls: type[TrainableModel], hyper_parameters: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+    source: Path, cls: type[LightningModule], hyper_parameters: dict[str, Any], shapes: dict[str, tuple[int, ...]]
 ) -> None:
     """Makes sure that a model of these hyper-parameters has tensors of these shapes, without allocating one.
 
@@ -390,7 +358,7 @@ def _header(config: str, state: Mapping[str, Tensor]) -> dict[str, str]:
     return {"format": "pt", _CONFIG_KEY: config, _DIGEST_KEY: digest.hexdigest()}
 
 
-def _open_checkpoint(path: Path) -> tuple[type[TrainableModel], dict[str, Any], dict[str, torch.Tensor]]:
+def _open_checkpoint(path: Path) -> tuple[type[LightningModule], dict[str, Any], dict[str, torch.Tensor]]:
     check_whole(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -446,7 +414,7 @@ def _digest(config: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _class(source: Path, name: Any) -> type[TrainableModel]:
+def _class(source: Path, name: Any) -> type[LightningModule]:
     if not isinstance(name, str):
         raise WeightsError(f"{source} names no registered model")
     try:
@@ -479,7 +447,7 @@ def _plain(value: Any) -> Any:
 
 def _check_shapes(source: Path, cls: type, hyper_parameters: dict[str, Any], found: dict[str, tuple[int, ...]]) -> None:
     with torch.device("meta"):
-        skeleton = _build(source, cls, hyper_parameters)
+        skeleton: LightningModule = _build(source, cls, hyper_parameters)
     _compare(str(source), _shapes(skeleton.state_dict()), found, "export it again")
 
 
@@ -500,10 +468,10 @@ def _compare(
             raise WeightsError(f"{source}: tensor {key!r} should have shape {shape}, has {found[key]}; {way_out}")
 
 
-def _build(source: Path, cls: type, hyper_parameters: dict[str, Any]) -> TrainableModel:
+def _build(source: Path, cls: type[M], hyper_parameters: dict[str, Any]) -> M:
     try:
         inspect.signature(cls).bind(**hyper_parameters)
-        model: TrainableModel = cls(**hyper_parameters)
+        model = cls(**hyper_parameters)
     except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
         raise WeightsError(f"{source}: {cls.__name__} cannot be built from its config: {error}") from error
     return model

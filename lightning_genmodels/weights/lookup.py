@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_genmodels.errors import WeightsError, first_line
-from lightning_genmodels.weights.names import AUXILIARY, list_models
+from lightning_genmodels.weights.names import list_models
 from lightning_genmodels.weights.records import get_weights, registry
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -59,7 +59,7 @@ def resolve(name: str | Path, *, revision: str | None = None, also: Sequence[str
 
 def _find(name: str | Path, revision: str | None, also: Sequence[str]) -> Source:
     text, path = str(name), Path(name).expanduser()
-    is_name = not isinstance(name, Path) and (text in {*registry(), *list_models(), *AUXILIARY})
+    is_name = not isinstance(name, Path) and (text in {*registry(), *list_models()})
     if path.suffix == ".ckpt":
         if not path.is_file():
             raise WeightsError(f"no checkpoint at {path}")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from lightning_genmodels.errors import ModelError, UnknownNameError, first_line
 
 if TYPE_CHECKING:
-    from lightning_genmodels.base import TrainableModel
+    from lightning_genmodels.base import GenerativeModel
 
 ENTRY_POINT_GROUP = "lightning_genmodels.models"
 
@@ -44,24 +44,21 @@ MODELS = {
 }
 """This package's models; the names are those of papers and lectures."""
 
-AUXILIARY = {"digit_classifier": "lightning_genmodels.models.digit_classifier:DigitClassifier"}
-"""What evaluation needs and is no generative model: trained, saved and loaded in the same way, and not listed."""
-
 
 @cache
 def _import_strings() -> dict[str, str]:
     """Name -> "module:Class"; a name of this package cannot be taken over by another one."""
     foreign = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
-    return {**foreign, **MODELS, **AUXILIARY}
+    return {**foreign, **MODELS}
 
 
 def list_models() -> list[str]:
-    """Names of all generative models, sorted."""
-    return sorted(_import_strings().keys() - AUXILIARY.keys())
+    """Names of all models, sorted."""
+    return sorted(_import_strings())
 
 
-def model_class(name: str) -> type[TrainableModel]:
-    """Imports the class of a model, or of what evaluation needs beside models.
+def model_class(name: str) -> type[GenerativeModel]:
+    """Imports the class of a model.
 
     Raises:
         UnknownNameError: No model has this name.
@@ -72,7 +69,7 @@ def model_class(name: str) -> type[TrainableModel]:
         raise UnknownNameError("model", name, list_models())
     module, _, attribute = strings[name].partition(":")
     try:
-        found: type[TrainableModel] = getattr(importlib.import_module(module), attribute)
+        found: type[GenerativeModel] = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:
         if name in MODELS:
             raise
@@ -83,7 +80,7 @@ def model_class(name: str) -> type[TrainableModel]:
     return found
 
 
-def importable_models() -> Iterator[type[TrainableModel]]:
+def importable_models() -> Iterator[type[GenerativeModel]]:
     """The classes of all models that can be imported; one of another package that cannot is left out with a warning."""
     for name in _import_strings():
         try:
@@ -92,7 +89,7 @@ def importable_models() -> Iterator[type[TrainableModel]]:
             warnings.warn(f"{error}; it is left out", stacklevel=2)
 
 
-def model_name(cls: type[TrainableModel]) -> str:
+def model_name(cls: type) -> str:
     """The name under which a class is registered.
 
     Raises:

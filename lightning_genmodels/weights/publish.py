@@ -15,7 +15,8 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 from lightning_genmodels.errors import OptionError, WeightsError
 from lightning_genmodels.evaluation.run import METRICS, VALUES
 from lightning_genmodels.weights.card import model_card
-from lightning_genmodels.weights.files import load, upload_advice
+from lightning_genmodels.weights.files import upload_advice
+from lightning_genmodels.weights.loading import load
 from lightning_genmodels.weights.lookup import CONFIG, resolve
 from lightning_genmodels.weights.names import list_models
 from lightning_genmodels.weights.records import Weights, list_weights, registry

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_genmodels.errors import UnknownNameError, first_line
-from lightning_genmodels.weights.names import AUXILIARY, list_models
+from lightning_genmodels.weights.names import list_models
 
 SHIPPED = Path(__file__).parent / "shipped"
 """Weights that come with the package, one folder each, laid out like a repository on the Hub."""
@@ -97,6 +97,6 @@ def get_weights(name: str) -> Weights:
     for weights in records.values():
         if weights.model == name and weights.default:
             return weights
-    if name in {*list_models(), *AUXILIARY}:
+    if name in list_models():
         raise UnknownNameError(f"weight (the model {name!r} has no trained weights yet)", name, records)
     raise UnknownNameError("model or weight", name, {*records, *list_models()})

@@ -19,7 +19,7 @@ from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.data.datamodule import Binarization, Source, Split
 from lightning_genmodels.errors import WeightsError
 from lightning_genmodels.evaluation.run import METRICS, VALUES, score
-from lightning_genmodels.weights.files import read
+from lightning_genmodels.weights.loading import load
 from lightning_genmodels.weights.lookup import resolve
 
 TOLERANCE = 0.01
@@ -95,7 +95,7 @@ def verify(
     """
     folder = resolve(name, also=(METRICS, VALUES)).path
     report = _read(folder)
-    model = read(name)
+    model = load(name)
     if not report.figures:
         raise WeightsError(
             f"{name} has no likelihood, and so no values of images to compare; judge its samples anew with: "
