@@ -30,7 +30,7 @@ def data() -> BinarizedMNISTDataModule:
 def classifier_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier of the digits that need no network, trained by the command line."""
     file = tmp_path_factory.mktemp("classifier") / "classifier.safetensors"
-    train([str(file), "--data.source=digits", "--data.batch_size=50"])
+    train([str(file), "--data.source=digits", "--data.batch_size=50", "--epochs=20"])
     return file
 
 
