@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_genmodels.errors import ImageError
+from lightning_genmodels.errors import ImageError, OptionError
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -164,6 +164,25 @@ def check_images(x: Any, event_shape: Sequence[int], *, values: bool = True) -> 
             "binarize the images first, for example with (x > 0.5) if they lie in [0, 1]"
         )
     return images
+
+
+def check_codes(z: Any, size: int) -> Tensor:
+    """Refuses anything but codes or latents: a floating-point tensor (..., D).
+
+    Args:
+        z: The codes.
+        size: D.
+
+    Returns:
+        ``z``.
+
+    Raises:
+        OptionError: Another type or another shape.
+    """
+    if not isinstance(z, Tensor) or not z.is_floating_point() or z.ndim < 2 or z.shape[-1] != size:
+        came = f"{z.dtype}, {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+        raise OptionError(f"expected codes as a floating-point tensor of shape (..., {size}), got {came}")
+    return z
 
 
 def resize_area(images: Tensor, size: int) -> Tensor:

@@ -142,6 +142,25 @@ def test_numbers_of_samples_and_particles(number: Any) -> None:
         vae.sample(number)
     with pytest.raises(OptionError, match="expected num_particles"):
         vae.iw_bound(torch.zeros(1, *SHAPE), number)
+    with pytest.raises(OptionError, match="expected num_particles"):
+        vae.log_weights(torch.zeros(1, *SHAPE), number)
+    for model in (vae, GAN(SHAPE, latent_dim=2, hidden_sizes=(3,))):
+        with pytest.raises(OptionError, match="expected num_samples"):
+            model.sample_latent(number)
+
+
+WRONG_CODES: list[Any] = [None, "z", np.zeros((2, 2)), [[0.0, 0.0]], torch.zeros(2), torch.zeros(2, 3)]
+WRONG_CODES.append(torch.zeros(2, 2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("codes", WRONG_CODES, ids=repr)
+def test_what_are_no_codes_is_refused(codes: Any) -> None:
+    vae = VAE(SHAPE, hidden_sizes=(3,), latent_dim=2)
+    gan = GAN(SHAPE, latent_dim=2, hidden_sizes=(3,))
+    autoencoder = gm.Autoencoder(SHAPE, hidden_sizes=(3,), code_dim=2)
+    for use in (vae.decode, gan.decode, autoencoder.decode, lambda z: vae.log_joint(torch.zeros(2, *SHAPE), z)):
+        with pytest.raises(OptionError, match=r"expected codes as a floating-point tensor of shape \(\.\.\., 2\)"):
+            use(codes)
 
 
 def test_a_generator_is_one_of_pytorch() -> None:

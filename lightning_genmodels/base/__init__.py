@@ -12,8 +12,8 @@ TabularModel         the same, learned by counting  and ``statistics``, ``fit_st
 AutoregressiveModel  the chain rule, in one order   ``conditional_logits``, ``_fill``
 OrderMixture         a mixture of several orders    ``conditional_logits``, ``_fill``
 RasterModel          the same, row by row           the network ``net``
-LatentVariableModel  ``elbo`` and ``iw_bound``      ``encode``, ``decode``, ``log_joint``,
-                                                    ``log_weights``, ``sample_latent``
+LatentVariableModel  ``elbo`` and ``iw_bound``      ``_encode``, ``_decode``, ``_log_joint``,
+                                                    ``_log_weights``, ``_sample_latent``
 AdversarialModel     nothing                        ``discriminator_loss``, ``generator_loss``
 RepresentationModel  (an interface: it has codes)   ``encode``, ``decode``
 ==================== ============================== ======================================

@@ -12,11 +12,12 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base.generative import GenerativeModel
 from lightning_genmodels.base.metrics import FrechetDistance
-from lightning_genmodels.errors import OptionError
+from lightning_genmodels.errors import OptionError, at_least
+from lightning_genmodels.functional import check_codes
 from lightning_genmodels.nn.adversarial import Estimator, binarize, check_options, discriminator, generator
 from lightning_genmodels.nn.coders import Network
 from lightning_genmodels.nn.features import RandomFeatures
-from lightning_genmodels.random import Noise, derive_seed, keyed_generators, standard_normal
+from lightning_genmodels.random import Noise, check_generator, derive_seed, keyed_generators, standard_normal
 from lightning_genmodels.training.optimizers import OptimizerName, Schedule, ends
 
 
@@ -111,19 +112,31 @@ class AdversarialModel(GenerativeModel, ABC):
 
     # Using a model.
 
+    @final
     def sample_latent(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draws (num_samples, D) latents, standard normal."""
+        """Draws (num_samples, D) latents, standard normal.
+
+        Raises:
+            OptionError: ``num_samples`` is negative, or ``generator`` is none.
+        """
+        at_least(0, num_samples=num_samples)
+        check_generator(generator)
         device = generator.device if generator is not None else self.device
         noise = torch.randn((num_samples, self.latent_dim), generator=generator, device=device)
         return noise.to(next(self.parameters()))
 
+    @final
     def decode(self, z: Tensor) -> Tensor:
         """Logits (N, 1, H, W) of the pixels given latents (N, D): a pixel is on where its logit is positive, or, for
         ``gumbel_sigmoid``, with probability sigmoid(logit).
+
+        Raises:
+            OptionError: ``z`` has another shape.
         """
-        logits: Tensor = self.generator(z)
+        logits: Tensor = self.generator(check_codes(z, self.latent_dim))
         return logits
 
+    @final
     def generate(self, z: Tensor, *, generator: Noise = None) -> Tensor:
         """Images (N, 1, H, W) in {0, 1} of latents (N, D), with a gradient; noise from one generator, or one a row."""
         return binarize(self.decode(z), self.estimator, self.temperature, generator).to(self._number_type)

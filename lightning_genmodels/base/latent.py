@@ -17,15 +17,16 @@ from lightning_genmodels.base.generative import GenerativeModel, TrainingOptions
 from lightning_genmodels.base.metrics import NegativeLogLikelihood
 from lightning_genmodels.base.representation import RepresentationModel
 from lightning_genmodels.errors import at_least
-from lightning_genmodels.functional import as_float64, at_least_float32
+from lightning_genmodels.functional import as_float64, at_least_float32, check_codes
 from lightning_genmodels.random import Noise, check_generator, keyed_generators, sample_bernoulli
 
 
 class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
     """A model p(x, z) with an approximate posterior q(z|x): its likelihood is bounded, never known.
 
-    It implements ``encode``, ``decode``, ``log_joint``, ``log_weights`` and ``sample_latent``; ``elbo`` too where a
-    term is known in closed form. Bounds are free of whatever training adds (beta, free bits, warm-up), which lives in
+    It implements ``num_latents``, ``_encode``, ``_decode``, ``_log_joint``, ``_log_weights`` and ``_sample_latent``;
+    ``_elbo`` too where a term is known in closed form. The public methods of these names check what they are given,
+    once, and call them. Bounds are free of whatever training adds (beta, free bits, warm-up), which lives in
     ``training_loss`` alone. Codes are posterior means, levels concatenated.
     """
 
@@ -45,32 +46,42 @@ class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
         self.test_nelbo = NegativeLogLikelihood(self.event_shape)
         self.test_iw = NegativeLogLikelihood(self.event_shape)
 
+    # What a model implements. Images are binary, (B, 1, H, W), on the model's device and of its type.
+
+    @property
     @abstractmethod
-    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
-        """Log p(x, z) in nats, (..., B), of images (B, 1, H, W) and latents (..., B, D)."""
-
-    @abstractmethod
-    def log_weights(self, x: Tensor, num_particles: int, *, generator: Noise = None) -> Tensor:
-        """Log p(x, z_k) - log q(z_k | x) for particles z_k ~ q(z|x).
-
-        Args:
-            x: (B, 1, H, W) binary images.
-            num_particles: K.
-            generator: One generator, or one per image.
-
-        Returns:
-            (K, B) nats.
-        """
+    def num_latents(self) -> int:
+        """D, numbers in z."""
 
     @abstractmethod
-    def sample_latent(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
+    def _encode(self, x: Tensor) -> Tensor:
+        """Posterior means (B, D)."""
+
+    @abstractmethod
+    def _decode(self, z: Tensor) -> Tensor:
+        """Logits (..., 1, H, W) of the pixels given latents (..., D)."""
+
+    @abstractmethod
+    def _log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """Log p(x, z) in nats, (..., B), of latents (..., B, D)."""
+
+    @abstractmethod
+    def _log_weights(self, x: Tensor, num_particles: int, generator: Noise) -> Tensor:
+        """Log p(x, z_k) - log q(z_k | x), (K, B) nats, for K particles z_k ~ q(z|x)."""
+
+    @abstractmethod
+    def _sample_latent(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
         """Draws (num_samples, D) latents from the prior p(z)."""
 
-    def annealing_start(self, x: Tensor) -> Normal:
-        """Where annealed importance sampling starts: a diagonal Gaussian over latents, with batch shape (B, D), for
-        images (B, 1, H, W). The nearer to the posterior, the better; default: a standard normal.
+    def _elbo(self, x: Tensor, generator: Noise) -> Tensor:
+        """Evidence lower bound (B,) in nats, one particle each."""
+        return self._log_weights(x, 1, generator)[0]
+
+    def _annealing_start(self, x: Tensor) -> Normal:
+        """Where annealed importance sampling starts: a diagonal Gaussian over latents, with batch shape (B, D). The
+        nearer to the posterior, the better; default: a standard normal.
         """
-        codes = self.encode(x)
+        codes = self._encode(x)
         return Normal(torch.zeros_like(codes), torch.ones_like(codes), validate_args=False)
 
     @property
@@ -83,9 +94,77 @@ class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
         """Particles of the bound that validation logs as ``iw<k>``, if more than one; default: those of training."""
         return self.num_particles
 
+    # Using a model.
+
+    @final
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes (B, D) of binary images (B, 1, H, W): means of the approximate posterior.
+
+        Raises:
+            ImageError: ``x`` is no batch of binary images.
+        """
+        return self._encode(self._checked(x))
+
+    @final
+    def decode(self, z: Tensor) -> Tensor:
+        """Logits (..., 1, H, W) of the pixels given latents (..., D).
+
+        Raises:
+            OptionError: ``z`` has another shape.
+        """
+        return self._decode(check_codes(z, self.num_latents))
+
+    @final
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """Log p(x, z) in nats, (..., B), of images (B, 1, H, W) and latents (..., B, D).
+
+        Raises:
+            ImageError: ``x`` is no batch of binary images.
+            OptionError: ``z`` has another shape.
+        """
+        return self._log_joint(self._checked(x), check_codes(z, self.num_latents))
+
+    @final
+    def log_weights(self, x: Tensor, num_particles: int, *, generator: Noise = None) -> Tensor:
+        """Log p(x, z_k) - log q(z_k | x) for particles z_k ~ q(z|x).
+
+        Args:
+            x: (B, 1, H, W) binary images.
+            num_particles: K.
+            generator: One generator, or one per image.
+
+        Returns:
+            (K, B) nats.
+
+        Raises:
+            OptionError: ``num_particles`` is no whole number of at least one, or ``generator`` is none.
+            ImageError: ``x`` is no batch of binary images.
+        """
+        at_least(1, num_particles=num_particles)
+        check_generator(generator)
+        return self._log_weights(self._checked(x), num_particles, generator)
+
+    @final
+    def sample_latent(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draws (num_samples, D) latents from the prior p(z).
+
+        Raises:
+            OptionError: ``num_samples`` is negative, or ``generator`` is none.
+        """
+        at_least(0, num_samples=num_samples)
+        check_generator(generator)
+        return self._sample_latent(num_samples, generator)
+
+    @final
     def elbo(self, x: Tensor, *, generator: Noise = None) -> Tensor:
-        """Evidence lower bound (B,) in nats per image, one particle each (Kingma and Welling 2014, eq. 3)."""
-        return self.log_weights(x, 1, generator=generator)[0]
+        """Evidence lower bound (B,) in nats per image, one particle each (Kingma and Welling 2014, eq. 3).
+
+        Raises:
+            ImageError: ``x`` is no batch of binary images.
+            OptionError: ``generator`` is none.
+        """
+        check_generator(generator)
+        return self._elbo(self._checked(x), generator)
 
     @final
     def iw_bound(self, x: Tensor, num_particles: int, *, generator: Noise = None) -> Tensor:
@@ -109,7 +188,9 @@ class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
         """
         at_least(1, num_particles=num_particles)
         check_generator(generator)
-        x = self._checked(x)
+        return self._iw_bound(self._checked(x), num_particles, generator)
+
+    def _iw_bound(self, x: Tensor, num_particles: int, generator: Noise) -> Tensor:
         if not len(x):
             return at_least_float32(x.new_zeros(0))
         sizes = list(chunk_sizes(num_particles, self.particle_block))
@@ -121,7 +202,7 @@ class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
 
     def _block(self, x: Tensor, num_particles: int, generator: Noise) -> Tensor:
         """Log of the sum of the weights of some particles, (B,) float64."""
-        return torch.logsumexp(as_float64(self.log_weights(x, num_particles, generator=generator)), dim=0)
+        return torch.logsumexp(as_float64(self._log_weights(x, num_particles, generator)), dim=0)
 
     def _recomputed_block(self, x: Tensor, num_particles: int, generator: Noise) -> Tensor:
         """The same, whose activations are not kept for the gradient, but computed again from the same noise."""
@@ -146,8 +227,8 @@ class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
     def training_loss(self, x: Tensor) -> Tensor:
         """Mean negative ELBO in nats per image, or the importance-weighted bound for more than one particle."""
         if self.num_particles == 1:
-            return -self.elbo(x).mean()
-        return -self.iw_bound(x, self.num_particles).mean()
+            return -self._elbo(x, None).mean()
+        return -self._iw_bound(x, self.num_particles, None).mean()
 
     @final
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -156,7 +237,7 @@ class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
 
     @final
     def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
-        return sample_bernoulli(self.decode(self.sample_latent(num_samples, generator=generator)), generator)
+        return sample_bernoulli(self._decode(self._sample_latent(num_samples, generator)), generator)
 
     # Evaluation draws its noise from generators keyed by the image's index, so that figures do not depend on batches
     # and processes, and do not jitter from epoch to epoch.
@@ -166,18 +247,17 @@ class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
         """Adds a batch to the validation figures."""
         x = self._taken(batch)
         indices = self._indices(x)
-        self.val_nelbo.update(self.elbo(x, generator=keyed_generators(0, indices)))
+        self.val_nelbo.update(self._elbo(x, keyed_generators(0, indices)))
         if self.val_particles > 1:
-            self.val_iw.update(self.iw_bound(x, self.val_particles, generator=keyed_generators(0, indices)))
+            self.val_iw.update(self._iw_bound(x, self.val_particles, keyed_generators(0, indices)))
 
     @final
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Adds a batch to the test figures."""
         x = self._taken(batch)
         indices = self._indices(x)
-        self.test_nelbo.update(self.elbo(x, generator=keyed_generators(0, indices)))
-        bound = self.iw_bound(x, self.particle_block, generator=keyed_generators(0, indices))
-        self.test_iw.update(bound)
+        self.test_nelbo.update(self._elbo(x, keyed_generators(0, indices)))
+        self.test_iw.update(self._iw_bound(x, self.particle_block, keyed_generators(0, indices)))
 
     @final
     def on_validation_epoch_end(self) -> None:

@@ -7,7 +7,7 @@ that the model itself draws, whose latents are exact samples of the posterior, r
 lower bound may be off.
 
 It serves every model whose latents are real numbers and whose ``log_joint`` can be differentiated by them: all latent-
-variable models of this package. It is at its best where ``annealing_start`` is near the posterior.
+variable models of this package. It is at its best where ``_annealing_start`` is near the posterior.
 """
 
 from __future__ import annotations
@@ -138,8 +138,9 @@ class _Chains:
         self.num_chains = chains
         self.leapfrog = leapfrog
         self.noise = noise
+        x = model._checked(x)  # once: the chains look at it thousands of times
         with torch.no_grad():
-            start = model.annealing_start(x)
+            start = model._annealing_start(x)
             self.mean, self.std = start.mean, start.stddev  # (B, D)
         self.x = x.to(self.mean)
         self.betas = _schedule(temperatures)
@@ -192,7 +193,7 @@ class _Chains:
     def _state(self, u: Tensor) -> _State:
         with torch.enable_grad():
             u = u.detach().requires_grad_()
-            joint = self.model.log_joint(self.x, self.mean + self.std * u) + self.std.log().sum(dim=-1)
+            joint = self.model._log_joint(self.x, self.mean + self.std * u) + self.std.log().sum(dim=-1)
             (gradient,) = torch.autograd.grad(joint.sum(), u)
         u = u.detach()
         return _State(u, standard_normal_log_prob(u), joint.detach(), gradient)

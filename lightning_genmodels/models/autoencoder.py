@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 from lightning_genmodels.base import GenerativeModel, RepresentationModel, TrainingOptions
 from lightning_genmodels.base.metrics import NegativeLogLikelihood
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import at_least_float32, bernoulli_log_prob, mean_logits
+from lightning_genmodels.functional import at_least_float32, bernoulli_log_prob, check_codes, mean_logits
 from lightning_genmodels.nn.coders import Network, coders, output_bias
 from lightning_genmodels.nn.mixture import GaussianMixture
 from lightning_genmodels.random import sample_bernoulli
@@ -72,6 +72,7 @@ class Autoencoder(GenerativeModel, RepresentationModel):
             raise OptionError(f"expected corruption in [0, 1), got {corruption}")
         self.corruption = corruption
         self.rectify = rectify
+        self.code_dim = code_dim
         self.encoder, self.decoder = coders(network, self.event_shape, hidden_sizes, code_dim, code_dim)
         self.density = GaussianMixture(mixture_components, code_dim)
         self.val_reconstruction = NegativeLogLikelihood(self.event_shape)
@@ -95,8 +96,13 @@ class Autoencoder(GenerativeModel, RepresentationModel):
         return self._rectified(at_least_float32(self.encoder(self._checked(x).flatten(1))))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Logits (..., 1, H, W) of the pixels given codes (..., D)."""
-        logits: Tensor = self.decoder(z.to(self._number_type)).unflatten(-1, self.event_shape)
+        """Logits (..., 1, H, W) of the pixels given codes (..., D).
+
+        Raises:
+            OptionError: ``z`` has another shape.
+        """
+        codes = check_codes(z, self.code_dim).to(self._number_type)
+        logits: Tensor = self.decoder(codes).unflatten(-1, self.event_shape)
         return logits
 
     def reconstruction(self, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from typing_extensions import Unpack
 from lightning_genmodels.base import LatentVariableModel, TrainingOptions
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import at_least_float32, bernoulli_log_prob, mean_logits, standard_normal_log_prob
-from lightning_genmodels.random import Noise, standard_normal
+from lightning_genmodels.random import Noise, check_generator, standard_normal
 
 
 class LadderVAE(LatentVariableModel):
@@ -110,9 +110,14 @@ class LadderVAE(LatentVariableModel):
         """Starts the output at the mean image."""
         self.output_bias.copy_(mean_logits(images).view(self.event_shape))
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Posterior means (B, D) of binary images (B, 1, H, W), each layer's at the means of those above; top first."""
-        contexts = self._ascend(self._checked(x))
+    @property
+    def num_latents(self) -> int:
+        """D, numbers in z, of all layers."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        """Posterior means (B, D), each layer's at the means of those above; top first."""
+        contexts = self._ascend(x)
         means: list[Tensor] = []
 
         def mean(layer: _Layer, h: Tensor) -> Tensor:
@@ -122,19 +127,16 @@ class LadderVAE(LatentVariableModel):
         self._descend(len(x), mean)
         return torch.cat([part.flatten(1) for part in means], dim=-1)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Logits (..., 1, H, W) of the pixels given latents (..., D)."""
+    def _decode(self, z: Tensor) -> Tensor:
         rows = z.flatten(0, -2)
         parts = iter(self._split(rows))
         return self._descend(len(rows), lambda layer, h: next(parts)).view(*z.shape[:-1], *self.event_shape)
 
-    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
-        """Log p(x, z) = log p(z) + log p(x|z) in nats, (..., B), of images (B, 1, H, W) and latents (..., B, D)."""
-        return standard_normal_log_prob(z) + bernoulli_log_prob(self.decode(z), self._checked(x))
+    def _log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """Log p(x, z) = log p(z) + log p(x|z)."""
+        return standard_normal_log_prob(z) + bernoulli_log_prob(self._decode(z), x)
 
-    def log_weights(self, x: Tensor, num_particles: int, *, generator: Noise = None) -> Tensor:
-        """Log p(x, z_k) - log q(z_k|x), (K, B) nats, for K particles of each image."""
-        x = self._checked(x)
+    def _log_weights(self, x: Tensor, num_particles: int, generator: Noise) -> Tensor:
         logits, posteriors, noise = self._infer(x, num_particles, generator)
         log_ratio = -standard_normal_log_prob(noise)  # log p(z) - log q(z|x), layer by layer
         for mean, log_std, part in zip(*posteriors, self._split(noise.flatten(0, 1)), strict=True):
@@ -142,9 +144,9 @@ class LadderVAE(LatentVariableModel):
             log_ratio += (standard_normal_log_prob(z.flatten(1)) + log_std.flatten(1).sum(-1)).view_as(log_ratio)
         return bernoulli_log_prob(logits.view(num_particles, *x.shape), x) + log_ratio
 
-    def elbo(self, x: Tensor, *, generator: Noise = None) -> Tensor:
-        """E_q[log p(x|z)] - sum_l KL(q(z_l|.) || p(z_l)) in nats, (B,): one particle, divergences in closed form."""
-        reconstruction, kl = self.elbo_terms(x, generator=generator)
+    def _elbo(self, x: Tensor, generator: Noise) -> Tensor:
+        """E_q[log p(x|z)] - sum_l KL(q(z_l|.) || p(z_l)), the divergences in closed form."""
+        reconstruction, kl = self._elbo_terms(x, generator)
         return reconstruction - kl.sum(dim=0)
 
     def elbo_terms(self, x: Tensor, *, generator: Noise = None) -> tuple[Tensor, Tensor]:
@@ -158,7 +160,10 @@ class LadderVAE(LatentVariableModel):
             E_q[log p(x|z)], (B,), and KL(q(z_l | z_1, ..., z_l-1, x) || p(z_l)) of each of the L layers, (L, B), never
             negative; top first. Nats per image.
         """
-        x = self._checked(x)
+        check_generator(generator)
+        return self._elbo_terms(self._checked(x), generator)
+
+    def _elbo_terms(self, x: Tensor, generator: Noise) -> tuple[Tensor, Tensor]:
         logits, posteriors, _ = self._infer(x, 1, generator)
         kls = [
             0.5 * (mean.square() + (2.0 * log_std).exp() - 1.0 - 2.0 * log_std).flatten(1).sum(dim=1)
@@ -168,15 +173,13 @@ class LadderVAE(LatentVariableModel):
 
     def training_loss(self, x: Tensor) -> Tensor:
         """The negative ELBO, with free bits and a warm-up of the divergence."""
-        reconstruction, kl = self.elbo_terms(x)
+        reconstruction, kl = self._elbo_terms(x, None)
         divergence = kl.mean(dim=1).clamp(min=self.free_bits).sum()
         weight = 1.0 if self.global_step >= self.kl_warmup_steps else self.global_step / self.kl_warmup_steps
         return weight * divergence - reconstruction.mean()
 
-    def sample_latent(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draws (num_samples, D) standard normal latents."""
-        width = sum(math.prod(shape) for shape in self.shapes)
-        return standard_normal(1, num_samples, (width,), generator, like=next(self.parameters()))[0]
+    def _sample_latent(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
+        return standard_normal(1, num_samples, (self.num_latents,), generator, like=next(self.parameters()))[0]
 
     def _infer(
         self, x: Tensor, num_particles: int, generator: Noise
@@ -185,8 +188,7 @@ class LadderVAE(LatentVariableModel):
         noise (K, B, D).
         """
         contexts = self._ascend(x)
-        width = sum(math.prod(shape) for shape in self.shapes)
-        noise = standard_normal(num_particles, len(x), (width,), generator, like=x)  # (K, B, D)
+        noise = standard_normal(num_particles, len(x), (self.num_latents,), generator, like=x)  # (K, B, D)
         parts = self._split(noise.flatten(0, 1))
         means: list[Tensor] = []
         log_stds: list[Tensor] = []

@@ -19,7 +19,7 @@ from lightning_genmodels.base import LatentVariableModel, TrainingOptions
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import at_least_float32, bernoulli_log_prob, mean_logits, standard_normal_log_prob
 from lightning_genmodels.nn.coders import Network, coders, mlp, output_bias
-from lightning_genmodels.random import Noise, standard_normal
+from lightning_genmodels.random import Noise, check_generator, standard_normal
 from lightning_genmodels.training.optimizers import ends
 
 
@@ -126,49 +126,55 @@ class VAE(LatentVariableModel):
         """The bound on validation images by which a checkpoint is chosen."""
         return "val/nelbo" if self.val_particles == 1 else f"val/iw{self.val_particles}"
 
+    @property
+    def num_latents(self) -> int:
+        """D, numbers in z, of both layers."""
+        return self.latent_dim + self.top_latent_dim
+
     def posterior(self, x: Tensor) -> Normal:
         """q(z|x), or q(z1|x): a diagonal Gaussian with batch shape (B, D), of binary images (B, 1, H, W)."""
-        return _gaussian(self.encoder(self._checked(x).flatten(1)))
+        return self._posterior(self._checked(x))
 
-    def annealing_start(self, x: Tensor) -> Normal:
+    def _posterior(self, x: Tensor) -> Normal:
+        return _gaussian(self.encoder(x.flatten(1)))
+
+    def _annealing_start(self, x: Tensor) -> Normal:
         """The approximate posterior of one layer, wider by the root of its standard deviation, since a start too
         narrow gives weights of heavy tails; a standard normal for two layers.
         """
         if self.top_latent_dim:
-            return super().annealing_start(x)
-        posterior = self.posterior(x)
+            return super()._annealing_start(x)
+        posterior = self._posterior(x)
         return Normal(posterior.mean, posterior.stddev.sqrt(), validate_args=False)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Posterior mean (B, D) of binary images (B, 1, H, W); that of a second layer is taken at the mean of z1."""
-        mean: Tensor = self.posterior(x).mean
+    def _encode(self, x: Tensor) -> Tensor:
+        """Posterior mean (B, D); that of a second layer is taken at the mean of z1."""
+        mean: Tensor = self._posterior(x).mean
         if not self.top_latent_dim:
             return mean
         return torch.cat([mean, _gaussian(self.top_encoder(mean.to(self._number_type))).mean], dim=-1)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Logits (..., 1, H, W) of the pixels given latents (..., D)."""
+    def _decode(self, z: Tensor) -> Tensor:
         logits: Tensor = self.decoder(z[..., : self.latent_dim].to(self._number_type)).unflatten(-1, self.event_shape)
         return logits
 
-    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
-        """Log p(x, z) = log p(z) + log p(x|z) in nats, (..., B), of images (B, 1, H, W) and latents (..., B, D)."""
-        return self._log_prior(z) + bernoulli_log_prob(self.decode(z), self._checked(x))
+    def _log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """Log p(x, z) = log p(z) + log p(x|z)."""
+        return self._log_prior(z) + bernoulli_log_prob(self._decode(z), x)
 
-    def log_weights(self, x: Tensor, num_particles: int, *, generator: Noise = None) -> Tensor:
-        """Log p(x, z_k) - log q(z_k|x), (K, B) nats, for K particles z_k = mu + sigma * eps_k of each image."""
-        posterior = self.posterior(x)
-        width = self.latent_dim + self.top_latent_dim
-        noise = standard_normal(num_particles, len(x), (width,), generator, like=posterior.mean)  # (K, B, D)
+    def _log_weights(self, x: Tensor, num_particles: int, generator: Noise) -> Tensor:
+        """Of particles z_k = mu + sigma * eps_k."""
+        posterior = self._posterior(x)
+        noise = standard_normal(num_particles, len(x), (self.num_latents,), generator, like=posterior.mean)  # (K, B, D)
         z, log_q = _draw(posterior, noise[..., : self.latent_dim])
         if self.top_latent_dim:
             top, log_q_top = _draw(_gaussian(self.top_encoder(z.to(self._number_type))), noise[..., self.latent_dim :])
             z, log_q = torch.cat([z, top], dim=-1), log_q + log_q_top
-        return self.log_joint(x, z) - log_q
+        return self._log_joint(x, z) - log_q
 
-    def elbo(self, x: Tensor, *, generator: Noise = None) -> Tensor:
-        """E_q[log p(x|z)] - KL(q(z|x) || p(z)) in nats, (B,): one particle, the divergence as in :meth:`elbo_terms`."""
-        reconstruction, kl = self.elbo_terms(x, generator=generator)
+    def _elbo(self, x: Tensor, generator: Noise) -> Tensor:
+        """E_q[log p(x|z)] - KL(q(z|x) || p(z)), the divergence as in :meth:`elbo_terms`."""
+        reconstruction, kl = self._elbo_terms(x, generator)
         return reconstruction - kl
 
     def elbo_terms(self, x: Tensor, *, generator: Noise = None) -> tuple[Tensor, Tensor]:
@@ -183,11 +189,14 @@ class VAE(LatentVariableModel):
             closed form, and so never negative; with two layers that holds for its part KL(q(z2|z1) || p(z2)), and one
             particle estimates the rest.
         """
-        posterior = self.posterior(x)
-        width = self.latent_dim + self.top_latent_dim
-        noise = standard_normal(1, len(x), (width,), generator, like=posterior.mean)[0]
+        check_generator(generator)
+        return self._elbo_terms(self._checked(x), generator)
+
+    def _elbo_terms(self, x: Tensor, generator: Noise) -> tuple[Tensor, Tensor]:
+        posterior = self._posterior(x)
+        noise = standard_normal(1, len(x), (self.num_latents,), generator, like=posterior.mean)[0]
         z, log_q = _draw(posterior, noise[..., : self.latent_dim])  # (B, D), (B,)
-        reconstruction = bernoulli_log_prob(self.decode(z), self._checked(x))
+        reconstruction = bernoulli_log_prob(self._decode(z), x)
         if not self.top_latent_dim:
             return reconstruction, _kl_to_standard_normal(posterior)
         top_posterior = _gaussian(self.top_encoder(z.to(self._number_type)))
@@ -201,14 +210,12 @@ class VAE(LatentVariableModel):
         weight = self.beta if warm else self.beta * self.global_step / self.kl_warmup_steps
         if weight == 1.0:
             return super().training_loss(x)
-        reconstruction, kl = self.elbo_terms(x)
+        reconstruction, kl = self._elbo_terms(x, None)
         return (weight * kl - reconstruction).mean()
 
-    def sample_latent(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draws (num_samples, D) latents: standard normal ones, and then those of the layer below."""
-        like = next(self.parameters())
-        width = self.latent_dim + self.top_latent_dim
-        noise = standard_normal(1, num_samples, (width,), generator, like=like)[0]
+    def _sample_latent(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
+        """Standard normal ones, and then those of the layer below."""
+        noise = standard_normal(1, num_samples, (self.num_latents,), generator, like=next(self.parameters()))[0]
         if not self.top_latent_dim:
             return noise
         top = noise[..., self.latent_dim :]
