@@ -13,7 +13,8 @@ from jsonargparse import ArgumentParser
 
 from lightning_genmodels import BinarizedMNISTDataModule, list_weights, load
 from lightning_genmodels.evaluation.classifier import SHIPPED, DigitClassifier
-from lightning_genmodels.evaluation.run import METRICS, QualityReference, evaluate_quality, quality_lines
+from lightning_genmodels.evaluation.quality import QualityReference, evaluate_quality
+from lightning_genmodels.evaluation.report import METRICS, quality_lines
 from lightning_genmodels.system import reuse_freed_memory, write_atomically
 from lightning_genmodels.weights.records import get_weights
 

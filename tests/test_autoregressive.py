@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_genmodels.base import AutoregressiveModel, ExplicitModel, OrderMixture
 from lightning_genmodels.errors import ImageError, OptionError
 from lightning_genmodels.evaluation.divergence import all_images
-from lightning_genmodels.evaluation.run import estimators, score
+from lightning_genmodels.evaluation.likelihood import estimators, score
 from lightning_genmodels.functional import bernoulli_log_prob, fill_in_order, log_mean_exp
 from lightning_genmodels.models import (
     FVBN,

@@ -22,7 +22,8 @@ import torch
 from lightning import Trainer
 from lightning_genmodels import BinarizedMNISTDataModule
 from lightning_genmodels.base import LatentVariableModel, RepresentationModel
-from lightning_genmodels.evaluation.run import evaluate, evaluate_quality
+from lightning_genmodels.evaluation.quality import evaluate_quality
+from lightning_genmodels.evaluation.run import evaluate
 from lightning_genmodels.functional import has_float64
 from lightning_genmodels.models import Bernoulli
 from lightning_genmodels.weights.names import model_class

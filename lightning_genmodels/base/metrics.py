@@ -149,3 +149,8 @@ class PerImage(_Float64Metric):
         if len(indices) != len(indices.unique()):
             raise RuntimeError(f"{len(indices) - len(indices.unique())} images were counted more than once")
         return values[order]
+
+
+def mean_and_error(values: Tensor) -> dict[str, float]:
+    """The mean of values (N,) and its standard error; JSON."""
+    return {"value": values.mean().item(), "standard_error": values.std().item() / math.sqrt(len(values))}

@@ -26,7 +26,8 @@ from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.data.datamodule import Split
 from lightning_genmodels.data.images import read_images, read_mask, write_array, write_images
 from lightning_genmodels.errors import OptionError, at_least, within
-from lightning_genmodels.evaluation import run as evaluation
+from lightning_genmodels.evaluation.likelihood import score as log_probs
+from lightning_genmodels.evaluation.run import evaluate as measure
 from lightning_genmodels.functional import lines
 from lightning_genmodels.system import check_folder, check_output, shown
 from lightning_genmodels.weights import verify as checks
@@ -86,7 +87,7 @@ def score(name: str, images: Path, out: Path | None = None, num_particles: int =
         raise OptionError(f"{name} is an implicit model: it samples, and has no likelihood")
     x = read_images(images, model.event_shape)
     figure = "nll" if isinstance(model, ExplicitModel) else f"iw{num_particles}"
-    values = evaluation.score(model, x, range(len(x)), figure, seed=seed)
+    values = log_probs(model, x, range(len(x)), figure, seed=seed)
     for index, value in enumerate(values.tolist()):
         print(f"{index}\t{value:.4f}")
     kind = "log p(x)" if figure == "nll" else f"lower bound {figure} on log p(x)"
@@ -213,7 +214,7 @@ def evaluate(
     at_least(0, ais=ais, samples=samples)
     within(0, _SEEDS, seed=seed)
     with shown():
-        report = evaluation.evaluate(
+        report = measure(
             load(name),
             data,
             split,

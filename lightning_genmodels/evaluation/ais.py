@@ -14,15 +14,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_genmodels.base import LatentVariableModel
+from lightning_genmodels.base import GenerativeModel, LatentVariableModel
+from lightning_genmodels.base.metrics import mean_and_error
+from lightning_genmodels.data import BinarizedMNISTDataModule
+from lightning_genmodels.data.datamodule import Split
 from lightning_genmodels.errors import OptionError
+from lightning_genmodels.evaluation.likelihood import in_parts
 from lightning_genmodels.functional import as_float64, log_mean_exp, standard_normal_log_prob
-from lightning_genmodels.random import Noise, keyed_generators, standard_normal
+from lightning_genmodels.random import Noise, derive_seed, keyed_generators, standard_normal
 from lightning_genmodels.system import tracked
 
 _ROWS = 2000  # images times chains at once
@@ -236,3 +240,63 @@ def _schedule(temperatures: int) -> list[float]:
     raw = torch.sigmoid(torch.linspace(-4.0, 4.0, temperatures + 1, dtype=torch.float64))
     betas: list[float] = ((raw - raw[0]) / (raw[-1] - raw[0])).tolist()
     return betas
+
+
+def evaluate_ais(
+    model: GenerativeModel,
+    data: BinarizedMNISTDataModule,
+    split: Split = "test",
+    *,
+    num_images: int = 200,
+    num_temperatures: int = 1000,
+    num_chains: int = 10,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Annealed importance sampling on some images of a split, and on as many images that the model draws.
+
+    Args:
+        model: A latent-variable model, in evaluation mode.
+        data: The data module.
+        split: train, val or test.
+        num_images: Images of each kind; of the split, the head of one fixed permutation.
+        num_temperatures: See :func:`lightning_genmodels.evaluation.ais.ais_bound`.
+        num_chains: See :func:`lightning_genmodels.evaluation.ais.ais_bound`.
+        seed: Seed of the noise.
+
+    Returns:
+        JSON: the mean upper bound on the negative log-likelihood with its standard error, and for the simulated images
+        both bounds and the gap between them; nats per image.
+
+    Raises:
+        OptionError: Another kind of model, or a number below one.
+    """
+    if not isinstance(model, LatentVariableModel):
+        raise OptionError(f"a {type(model).__name__} has no latent variables to anneal; leave out --ais")
+    data.prepare_data()
+    chosen = data.subset(split, num_images)
+    images = data.images(split)[chosen].to(model.device).float()
+    size = images_at_once(num_chains)
+    parts = [
+        ais_bound(
+            model,
+            part,
+            num_temperatures=num_temperatures,
+            num_chains=num_chains,
+            generator=keyed_generators(seed, keys),
+        )
+        for part, keys in zip(*in_parts(images, chosen.tolist(), size), strict=True)
+    ]
+    bracket = ais_bracket(
+        model, num_images, num_temperatures=num_temperatures, num_chains=num_chains, seed=derive_seed("ais", seed)
+    )
+    return {
+        "estimator": f"{num_temperatures:,} temperatures, {num_chains} chains",
+        "num_images": len(images),
+        **mean_and_error(-torch.cat(parts).cpu()),
+        "simulated": {
+            "num_images": num_images,
+            "lower_bound": mean_and_error(-bracket.upper),
+            "upper_bound": mean_and_error(-bracket.lower),
+            "gap": mean_and_error(bracket.upper - bracket.lower),
+        },
+    }

@@ -7,7 +7,7 @@ beat was not learned (Alain and Bengio 2017, "Understanding intermediate layers 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -98,3 +98,22 @@ def _features(encoder: GenerativeModel | None, images: Tensor) -> Tensor:
     if not isinstance(encoder, RepresentationModel):
         return images.flatten(1)
     return torch.cat([encoder.encode(part).float().cpu() for part in images.split(500)])
+
+
+def evaluate_probe(model: GenerativeModel, data: BinarizedMNISTDataModule, *, seed: int = 0) -> dict[str, Any]:
+    """A linear probe on codes, raw pixels and a random encoder, by
+    :func:`lightning_genmodels.evaluation.probe.linear_probe`.
+
+    Static binarized MNIST has no labels: there the probe takes the draws of the dynamic one, and says so.
+
+    Returns:
+        JSON: the binarization, and by kind of features their number, the accuracy and its standard error.
+
+    Raises:
+        OptionError: The model has no codes, or scikit-learn is not installed.
+    """
+    if data.source == "mnist" and data.binarization == "static":
+        data = BinarizedMNISTDataModule(str(data.root), binarization="dynamic", image_size=data.image_size)
+    data.prepare_data()
+    results = linear_probe(model, data, seed=seed)
+    return {"binarization": data.binarization, "results": {kind: asdict(result) for kind, result in results.items()}}

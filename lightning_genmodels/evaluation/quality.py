@@ -9,15 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
+from lightning_genmodels.base import GenerativeModel
 from lightning_genmodels.base.metrics import FrechetDistance
+from lightning_genmodels.data import BinarizedMNISTDataModule
+from lightning_genmodels.data.datamodule import Split
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.evaluation.classifier import CLASSES, DigitClassifier
+from lightning_genmodels.evaluation.classifier import CLASSES, SHIPPED, DigitClassifier
+from lightning_genmodels.models import Bernoulli
+from lightning_genmodels.random import derive_seed
 
 NEIGHBOURS = 3
 """k of precision and recall, as Kynkäänniemi et al. (2019) choose it."""
@@ -205,3 +211,115 @@ def _to_next(queries: Tensor, features: Tensor) -> Tensor:
 
 def _share(which: Tensor) -> float:
     return which.double().mean().item()
+
+
+EXTRACTOR = "digit_classifier"
+"""What figures call the digit classifier that ships."""
+
+
+def evaluate_quality(
+    model: GenerativeModel,
+    data: BinarizedMNISTDataModule,
+    split: Split = "test",
+    *,
+    num_samples: int = 10_000,
+    num_seeds: int = 3,
+    extractor: Path | None = None,
+    seed: int = 0,
+    reference: QualityReference | None = None,
+) -> dict[str, Any]:
+    """Judges samples beside the images of a split; see :class:`lightning_genmodels.evaluation.quality.Quality`.
+
+    Args:
+        model: Any model, in evaluation mode.
+        data: The data module.
+        split: train, val or test.
+        num_samples: How many images the model draws. The Fréchet distance falls with their number, so figures of
+            different numbers are not comparable.
+        num_seeds: How many such sets it draws: every figure is their mean, with the standard deviation over them.
+        extractor: File of the digit classifier whose features and classes are taken; default: the one that ships.
+        seed: Seed of the samples.
+        reference: What they stand beside, if it was made before, with the same arguments.
+
+    Returns:
+        JSON: means (``results``) and standard deviations (``deviations``) of the figures of the ``samples``; of the
+        ``floor``, as many training images (for ``nearest`` and ``copies``: the images of the split); and of the
+        ``ceiling``, as many draws of independent pixels fitted to the training images.
+
+    Raises:
+        OptionError: Too few samples or seeds, or a classifier of images of another shape.
+        WeightsError: There is no such classifier.
+    """
+    classifier = DigitClassifier.load(extractor or SHIPPED).to(model.device)
+    check_quality(model, num_samples, classifier)
+    if num_seeds < 2:
+        raise OptionError(f"expected num_seeds of at least 2, whose deviation is the error, got {num_seeds}")
+    reference = reference or QualityReference(data, split, num_samples, num_seeds, classifier, seed)
+    found = {"samples": [reference.judge.judge(reference.draw(model, repeat)) for repeat in range(num_seeds)]}
+    found |= {"floor": reference.floor, "ceiling": reference.ceiling}
+    return {
+        "num_samples": num_samples,
+        "num_seeds": num_seeds,
+        "num_real": reference.num_real,
+        "split": split,
+        "extractor": EXTRACTOR if extractor is None else str(extractor),
+        "results": {name: mean(qualities) for name, qualities in found.items()},
+        "deviations": {name: deviation(qualities) for name, qualities in found.items()},
+    }
+
+
+class QualityReference:
+    """What the samples of every model are judged by and stand beside: real images, and draws of independent pixels.
+
+    Args:
+        data: The data module.
+        split: train, val or test.
+        num_samples: Images in a set.
+        num_seeds: Sets.
+        classifier: In evaluation mode.
+        seed: Seed of all sets.
+    """
+
+    def __init__(
+        self,
+        data: BinarizedMNISTDataModule,
+        split: Split,
+        num_samples: int,
+        num_seeds: int,
+        classifier: DigitClassifier,
+        seed: int = 0,
+    ) -> None:
+        data.prepare_data()
+        train, real = data.images("train"), data.images(split)
+        self.num_samples, self.seed, self.num_real = num_samples, seed, len(real)
+        self.judge = Judge(classifier, train, real)
+        independent = Bernoulli(data.event_shape)
+        independent.initialize(train)
+        self.floor: list[Quality] = []
+        self.ceiling: list[Quality] = []
+        for repeat in range(num_seeds):
+            chosen = torch.randperm(len(train), generator=self._source("floor", repeat))[:num_samples]
+            self.floor.append(self.judge.judge(train[chosen], neighbours_of=self.judge.nearest))
+            self.ceiling.append(self.judge.judge(self.draw(independent, repeat)))
+
+    def draw(self, model: GenerativeModel, repeat: int) -> Tensor:
+        """A set of samples of a model, on the CPU."""
+        return model.sample(self.num_samples, generator=self._source("samples", repeat)).cpu()
+
+    def _source(self, kind: str, repeat: int) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed("quality", kind, self.seed, repeat))
+
+
+def check_quality(model: GenerativeModel, num_samples: int, classifier: DigitClassifier) -> None:
+    """Makes sure that samples can be judged, before anything that takes long.
+
+    Raises:
+        OptionError: Too few samples, or a classifier of images of another shape.
+    """
+    if num_samples < FEWEST:
+        raise OptionError(f"expected samples of at least {FEWEST}, got {num_samples}")
+    if classifier.event_shape != model.event_shape:
+        raise OptionError(
+            f"the extractor takes images of shape {classifier.event_shape}, the model draws {model.event_shape}; "
+            "name a classifier of such images with --extractor"
+        )

@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from lightning_genmodels.errors import OptionError, WeightsError
-from lightning_genmodels.evaluation.run import METRICS, VALUES
+from lightning_genmodels.evaluation.report import METRICS, VALUES
 from lightning_genmodels.weights.card import model_card
 from lightning_genmodels.weights.files import upload_advice
 from lightning_genmodels.weights.loading import load

@@ -18,7 +18,8 @@ from torch import Tensor
 from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.data.datamodule import Binarization, Source, Split
 from lightning_genmodels.errors import WeightsError
-from lightning_genmodels.evaluation.run import METRICS, VALUES, score
+from lightning_genmodels.evaluation.likelihood import score
+from lightning_genmodels.evaluation.report import METRICS, VALUES
 from lightning_genmodels.weights.loading import load
 from lightning_genmodels.weights.lookup import resolve
 
