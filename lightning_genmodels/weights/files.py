@@ -184,7 +184,7 @@ def check_whole(path: Path) -> None:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
                 raise ValueError("compressed, as no checkpoint is")
             damaged = file.testzip()
-    except (OSError, zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, zlib.error) as error:
+    except (OSError, zipfile.BadZipFile, ValueError, EOFError, RuntimeError, zlib.error) as error:  # encrypted, too
         raise WeightsError(
             f"{path} is no checkpoint of this package, or it is damaged ({first_line(error)})"
         ) from error
