@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 .PHONY: demo test soak lint wheel clean
 
 demo: $(STAMP)  ## Set up, train a small VAE for a minute, sample from trained weights
-	$(BIN)/python recipes/demo.py
+	$(BIN)/python tools/demo.py
 
 test: $(STAMP)  ## Set up, run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)

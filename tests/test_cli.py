@@ -237,7 +237,7 @@ def test_score_and_encode(trained: Path, run_folder: Path, kind: str, capsys: py
     if kind == "png":  # the grid of the same images
         main(["sample", name, "--out=images.png", "--num_samples=4"])
     capsys.readouterr()
-    main(["score", name, f"images.{kind}", "--out=scores.npy", "--num_particles=10"])
+    main(["log_prob", name, f"images.{kind}", "--out=scores.npy", "--num_particles=10"])
     scores = np.load("scores.npy")
     lines = capsys.readouterr().out.splitlines()
     assert [float(line.split()[1]) for line in lines] == pytest.approx(scores.tolist(), abs=1e-3)
@@ -306,6 +306,32 @@ def test_an_unknown_model_of_a_recipe_is_one_line_with_the_nearest_name(
     assert "unknown model 'pixelcn'; did you mean 'pixelcnn'?" in error_of(capsys, "fit", "--model=pixelcn")
 
 
+def test_recipes_are_listed_copied_and_found_by_name(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["recipes"])
+    assert capsys.readouterr().out.split() == [path.stem for path in RECIPES]
+    main(["recipes", "cp", "vae"])
+    assert Path("vae.yaml").read_bytes() == RECIPES[0].with_name("vae.yaml").read_bytes()
+    assert "vae.yaml exists already" in error_of(capsys, "recipes", "cp", "vae")
+    assert "unknown recipe 'vea'; did you mean 'vae'?" in error_of(capsys, "recipes", "cp", "vea")
+    main(
+        [
+            "fit",
+            "--config",
+            "bernoulli",
+            "--data.source=digits",
+            "--trainer.fast_dev_run=1",
+            "--trainer.accelerator=cpu",
+        ]
+    )
+    main(["fit", "--config=bernoulli", "--data.source=digits", "--trainer.fast_dev_run=1", "--trainer.accelerator=cpu"])
+
+
+def test_a_device_that_is_not_there_is_one_line(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for device in ("cuda:99", "xpu9", "abacus"):
+        assert f"cannot run on --device {device}: " in error_of(capsys, "sample", "bernoulli", f"--device={device}")
+    main(["sample", "bernoulli", "--device=cpu", "--num_samples=1", "--out=x.npy"])
+
+
 def test_recipes_train_py_is_the_same_program() -> None:
     script = RECIPES[0].parent / "train.py"
     found = subprocess.run([sys.executable, str(script), "list"], capture_output=True, text=True, check=True)
@@ -324,7 +350,7 @@ def test_recipes_train_py_is_the_same_program() -> None:
         (["sample", "vae", "--grid=-3"], "got -3"),
         (["sample", "vae", "--seed=-1"], "expected seed to be from 0"),
         (["sample", "vae", f"--seed={2**70}"], "expected seed to be from 0"),
-        (["score", "vae", "images.npy", "--num_particles=0"], "num_particles"),
+        (["log_prob", "vae", "images.npy", "--num_particles=0"], "num_particles"),
         (["evaluate", "vae", "--limit=1"], "expected limit to be a whole number of at least 2, got 1"),
         (["evaluate", "vae", "--ais=-1"], "expected ais"),
         (["fit", "--model=vae", "--model.learning_rate=-1", "--data.source=digits"], "expected learning_rate"),
@@ -389,7 +415,7 @@ def test_wrong_images(trained: Path, run_folder: Path, capsys: pytest.CaptureFix
         "gone.npy": "cannot read images from gone.npy",
         "images.jpg": "expected a .npy or .png file",
     }.items():
-        assert message in error_of(capsys, "score", name, file)
+        assert message in error_of(capsys, "log_prob", name, file)
     assert "ends in .png or .npy" in error_of(capsys, "sample", name, "--out=x.jpg")
 
 

@@ -12,17 +12,17 @@ import pytest
 
 from lightning_genmodels.weights.records import list_weights
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+ROOT = Path(__file__).parent.parent
 
 
 def run(script: str, *args: str, cwd: Path) -> str:
-    command = [sys.executable, str(RECIPES / script), *args]
+    command = [sys.executable, str(ROOT / script), *args]
     return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True, timeout=300).stdout
 
 
 @pytest.mark.slow
 def test_demo_improves_the_bound_and_draws_a_grid(run_folder: Path) -> None:
-    printed = run("demo.py", "--seconds=4", cwd=run_folder)
+    printed = run("tools/demo.py", "--seconds=4", cwd=run_folder)
     before, after = (float(value) for value in re.findall(r"training: +([\d.]+) \+-", printed))
     assert after < before - 100
     for name in ("samples.png", "trained_vae.png"):
@@ -32,16 +32,16 @@ def test_demo_improves_the_bound_and_draws_a_grid(run_folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.data
 def test_loader_benchmark_prints_ratios(data_root: Path, run_folder: Path) -> None:
-    printed = run("benchmark.py", "data", cwd=run_folder)
+    printed = run("benchmarks/benchmark.py", "data", cwd=run_folder)
     assert len(re.findall(r"[\d.]+ times faster", printed)) == 2
 
 
 def test_figures_in_the_readme_are_those_of_the_weights() -> None:
-    spec = importlib.util.spec_from_file_location("tables", RECIPES / "tables.py")
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "tools" / "tables.py")
     assert spec is not None
     assert spec.loader is not None
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
     text = tables.README.read_text(encoding="utf-8")
-    assert tables.updated(text) == text, "run python recipes/tables.py"
+    assert tables.updated(text) == text, "run python tools/tables.py"
     assert all(f"`{name}`" in text for name in list_weights())

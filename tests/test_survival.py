@@ -197,9 +197,9 @@ def test_weights_of_a_folder_that_was_replaced_in_part_are_the_new_ones(tmp_path
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["score", "./weights", "images.npy", "--out=images.txt"], "ends in .npy, got images.txt"),
-        (["score", "./weights", "images.npy", "--out=images.npy"], "is the input"),
-        (["score", "./weights", "images.npy", "--out=./../here/images.npy"], "is the input"),
+        (["log_prob", "./weights", "images.npy", "--out=images.txt"], "ends in .npy, got images.txt"),
+        (["log_prob", "./weights", "images.npy", "--out=images.npy"], "is the input"),
+        (["log_prob", "./weights", "images.npy", "--out=./../here/images.npy"], "is the input"),
         (["complete", "./weights", "images.npy", "--out=images.npy"], "is the input"),
         (["complete", "./weights", "images.npy", "--observed=mask.npy", "--out=mask.npy"], "is the input"),
         (["sample", "./weights", "--out=samples.jpg"], "ends in .png or .npy"),
@@ -228,7 +228,7 @@ def test_an_output_is_the_path_that_was_given_and_never_an_input(
 def test_scores_are_written_where_they_were_asked_for(run_folder: Path) -> None:
     Bernoulli((1, 2, 2)).save_pretrained("weights")
     np.save("images.npy", np.zeros((3, 2, 2), dtype=np.uint8))
-    main(["score", "./weights", "images.npy", "--out=scores.v2.npy"])
+    main(["log_prob", "./weights", "images.npy", "--out=scores.v2.npy"])
     assert np.load("scores.v2.npy").shape == (3,)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,7 +118,7 @@ print(json.dumps({{name: name in sys.modules for name in hubconf.dependencies}})
 
 
 def test_loading_imports_nothing_heavy_beyond_lightning(run_folder: Path) -> None:
-    """What makes loading as fast as ``import lightning``; recipes/benchmark.py measures it."""
+    """What makes loading as fast as ``import lightning``; benchmarks/benchmark.py measures it."""
     modules = "print(json.dumps({'top': sorted({name.split('.')[0] for name in sys.modules})}))"
     load = f"torch.hub.load({str(ROOT)!r}, 'vae', source='local').sample(1)"
     loaded = run(f"import json, sys, torch; {load}; {modules}", run_folder)
@@ -128,7 +129,7 @@ def test_loading_imports_nothing_heavy_beyond_lightning(run_folder: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_every_shipped_weight(run_folder: Path) -> None:
+def test_a_wheel_holds_every_shipped_weight_and_recipe(run_folder: Path) -> None:
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", "dist", str(ROOT)]
     subprocess.run(build, cwd=run_folder, check=True)
     wheel = next((run_folder / "dist").glob("*.whl"))
@@ -139,9 +140,14 @@ def test_a_wheel_holds_every_shipped_weight(run_folder: Path) -> None:
     )
     code = """
 import json, lightning_genmodels as gm
-print(json.dumps({name: [gm.__file__, list(gm.load(name).sample(1).shape)] for name in gm.list_weights()}))"""
-    found = run(code, run_folder, PYTHONPATH=str(run_folder / "site"))
+from lightning_genmodels.cli import recipes
+models = {name: [gm.__file__, list(gm.load(name).sample(1).shape)] for name in gm.list_weights()}
+print(json.dumps({"models": models, "recipes": sorted(map(str, recipes().values()))}))"""
+    got: Any = run(code, run_folder, PYTHONPATH=str(run_folder / "site"))
+    inside = run_folder / "site" / "lightning_genmodels" / "recipes"
+    assert got["recipes"] == sorted(str(inside / path.name) for path in (ROOT / "recipes").glob("*.yaml"))
+    found = got["models"]
     assert set(found) == set(list_weights())
-    for file, shape in found.values():  # type: ignore[misc]
+    for file, shape in found.values():
         assert re.match(str(run_folder / "site"), file)
         assert len(shape) == 4

@@ -228,8 +228,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ("score bernoulli empty.npy", "cannot read images from empty.npy"),
-        ("score bernoulli empty.png", "cannot read images from empty.png"),
+        ("log_prob bernoulli empty.npy", "cannot read images from empty.npy"),
+        ("log_prob bernoulli empty.png", "cannot read images from empty.png"),
         ("sample empty.ckpt", "empty.ckpt is no checkpoint of this package, or it is damaged"),
         ("sample noise.ckpt", "noise.ckpt is no checkpoint of this package, or it is damaged"),
         ("export noise.ckpt out", "noise.ckpt is no checkpoint"),

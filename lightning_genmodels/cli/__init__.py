@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from lightning_genmodels import __version__
 from lightning_genmodels.errors import GenmodelsError
@@ -17,7 +18,7 @@ SUMMARIES = {
     "validate": "validate a model: Lightning's Trainer.validate",
     "test": "test a model: Lightning's Trainer.test",
     "sample": "draw images",
-    "score": "print how likely images are: log-probabilities in nats, exact or a lower bound",
+    "log_prob": "print how likely images are: log-probabilities in nats, exact or a lower bound",
     "encode": "write the codes of images",
     "complete": "draw what is missing from images, given the rest",
     "interpolate": "draw images between latent points",
@@ -26,6 +27,7 @@ SUMMARIES = {
     "verify": "recompute published figures, image by image",
     "publish": "upload weights to the Hugging Face Hub, with a card",
     "list": "list models and trained weights",
+    "recipes": "list recipes, or copy one",
 }
 """What each command does."""
 
@@ -39,6 +41,8 @@ def main(args: Sequence[str] | None = None) -> None:
         print(_usage())
     elif args == ["list"]:
         print(listing())
+    elif args in (["recipes"], ["recipes", "ls"]):
+        print("\n".join(sorted(recipes())))
     else:
         _run(args)
 
@@ -50,6 +54,13 @@ def listing() -> str:
 
     lines = [f"{model:20} {', '.join(list_weights(model)) or 'no trained weights yet'}" for model in list_models()]
     return "\n".join(lines)
+
+
+def recipes() -> dict[str, Path]:
+    """The files of all recipes by name; they lie inside an installed package, and beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    folder = next(path for path in (package / "recipes", package.parent / "recipes") if path.is_dir())
+    return {path.stem: path for path in folder.glob("*.yaml")}
 
 
 def _usage() -> str:

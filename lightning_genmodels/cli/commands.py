@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jsonargparse import ArgumentParser
@@ -21,15 +22,15 @@ from lightning_genmodels.base import (
     OrderMixture,
     RepresentationModel,
 )
-from lightning_genmodels.cli import SUMMARIES, TRAINER_COMMANDS, listing
+from lightning_genmodels.cli import SUMMARIES, TRAINER_COMMANDS, listing, recipes
 from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.data.datamodule import Split
 from lightning_genmodels.data.images import read_images, read_mask, write_array, write_images
-from lightning_genmodels.errors import OptionError, at_least, within
-from lightning_genmodels.evaluation.likelihood import score as log_probs
+from lightning_genmodels.errors import FileError, OptionError, UnknownNameError, at_least, first_line, within
+from lightning_genmodels.evaluation.likelihood import score
 from lightning_genmodels.evaluation.run import evaluate as measure
 from lightning_genmodels.functional import lines
-from lightning_genmodels.system import check_folder, check_output, shown
+from lightning_genmodels.system import check_folder, check_output, shown, write_atomically
 from lightning_genmodels.weights import verify as checks
 from lightning_genmodels.weights.loading import load
 from lightning_genmodels.weights.names import list_models
@@ -39,6 +40,13 @@ _IMAGES = (".png", ".npy")
 _SEEDS = 2**63
 
 
+def _on(device: str, model: GenerativeModel) -> GenerativeModel:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, or a device that is not there
+        raise OptionError(f"cannot run on --device {device}: {first_line(error)}") from error
+
+
 def sample(
     name: str,
     out: Path | None = None,
@@ -46,6 +54,7 @@ def sample(
     grid: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    device: str = "cpu",
 ) -> None:
     """Draws images from a trained model.
 
@@ -56,11 +65,12 @@ def sample(
         grid: Draw a square grid with this many images a side, instead of num_samples.
         seed: Seed of the samples.
         progress: Show a bar while a slow model draws pixel by pixel, if standard error is a terminal.
+        device: Where the model runs: cpu, cuda, mps.
     """
     at_least(1, num_samples=num_samples, grid=1 if grid is None else grid)
     within(0, _SEEDS, seed=seed)
     out = check_output(out or Path(f"{Path(name).name}_samples.png"), _IMAGES)
-    model = load(name)
+    model = _on(device, load(name))
     count = grid**2 if grid else num_samples
     with shown(progress):
         samples = model.sample(count, generator=torch.Generator().manual_seed(seed))
@@ -68,7 +78,9 @@ def sample(
     print(f"{count} samples of {name}: {out}")
 
 
-def score(name: str, images: Path, out: Path | None = None, num_particles: int = 100, seed: int = 0) -> None:
+def log_prob(
+    name: str, images: Path, out: Path | None = None, num_particles: int = 100, seed: int = 0, device: str = "cpu"
+) -> None:
     """Prints how likely images are: log-probabilities in nats, exact or a lower bound.
 
     Args:
@@ -77,17 +89,18 @@ def score(name: str, images: Path, out: Path | None = None, num_particles: int =
         out: Also write the values to this .npy file.
         num_particles: Particles of the importance-weighted bound, for a latent-variable model.
         seed: Seed of its noise.
+        device: Where the model runs: cpu, cuda, mps.
     """
     at_least(1, num_particles=num_particles)
     within(0, _SEEDS, seed=seed)
     if out is not None:
         check_output(out, [".npy"], images)
-    model = load(name)
+    model = _on(device, load(name))
     if not isinstance(model, ExplicitModel | LatentVariableModel):
         raise OptionError(f"{name} is an implicit model: it samples, and has no likelihood")
-    x = read_images(images, model.event_shape)
+    x = read_images(images, model.event_shape).to(model.device)
     figure = "nll" if isinstance(model, ExplicitModel) else f"iw{num_particles}"
-    values = log_probs(model, x, range(len(x)), figure, seed=seed)
+    values = score(model, x, range(len(x)), figure, seed=seed)
     for index, value in enumerate(values.tolist()):
         print(f"{index}\t{value:.4f}")
     kind = "log p(x)" if figure == "nll" else f"lower bound {figure} on log p(x)"
@@ -121,6 +134,7 @@ def complete(
     out: Path | None = None,
     seed: int = 0,
     progress: bool = True,
+    device: str = "cpu",
 ) -> None:
     """Draws what is missing from images, given the rest, with a model that has a pixel order.
 
@@ -134,10 +148,11 @@ def complete(
         out: A .png file for a grid, or a .npy file. Default: NAME_completed.png.
         seed: Seed of the draw.
         progress: Show a bar while a slow model draws pixel by pixel, if standard error is a terminal.
+        device: Where the model runs: cpu, cuda, mps.
     """
     within(0, _SEEDS, seed=seed)
     out = check_output(out or Path(f"{Path(name).name}_completed.png"), _IMAGES, images, Path(observed))
-    model = load(name)
+    model = _on(device, load(name))
     if not isinstance(model, AutoregressiveModel | OrderMixture):
         raise OptionError(f"a {type(model).__name__} has no pixel order to complete images in; take one that has: nade")
     x = read_images(images, model.event_shape)
@@ -296,9 +311,29 @@ def list_(as_json: bool = False) -> None:
     print(listing())
 
 
+def recipes_(action: Literal["ls", "cp"] = "ls", name: str | None = None, out: Path | None = None) -> None:
+    """Lists recipes, or copies one to change it.
+
+    Args:
+        action: ls or cp.
+        name: The recipe to copy.
+        out: The .yaml file to write. Default: NAME.yaml.
+    """
+    if action == "ls":
+        print("\n".join(sorted(recipes())))
+        return
+    if name not in recipes():
+        raise UnknownNameError("recipe", str(name), recipes())
+    out = check_output(out or Path(f"{name}.yaml"), [".yaml"], recipes()[name])
+    if out.exists():
+        raise FileError(f"{out} exists already; give the copy another name with --out")
+    write_atomically(out, recipes()[name].read_bytes())
+    print(f"recipe {name}: {out}")
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample,
-    "score": score,
+    "log_prob": log_prob,
     "encode": encode,
     "complete": complete,
     "interpolate": interpolate,
@@ -307,6 +342,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify,
     "publish": publish,
     "list": list_,
+    "recipes": recipes_,
 }
 
 

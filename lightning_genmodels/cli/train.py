@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lightning_genmodels import __version__
 from lightning_genmodels.base import GenerativeModel
-from lightning_genmodels.cli import TRAINER_COMMANDS
+from lightning_genmodels.cli import TRAINER_COMMANDS, recipes
 from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.errors import UnknownNameError, WeightsError, within
 from lightning_genmodels.system import check_folder, write_atomically
@@ -191,9 +191,14 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _expand_model_names(args: Sequence[str]) -> list[str]:
-    """Turns ``--model vae`` into ``--model lightning_genmodels.models.vae.VAE``."""
+    """Turns ``--model vae`` into the path of its class, and ``--config vae`` into that of its recipe."""
     expanded = list(args)
     for index, argument in enumerate(expanded):
+        recipe = argument.removeprefix("--config=")
+        if (recipe != argument or (index > 0 and expanded[index - 1] == "--config")) and recipe in recipes():
+            if not Path(recipe).is_file():
+                expanded[index] = argument.removesuffix(recipe) + str(recipes()[recipe])
+            continue
         name = argument.removeprefix("--model=")
         follows = index > 0 and expanded[index - 1] == "--model"
         if not (follows or name != argument):

@@ -1,6 +1,6 @@
 """Trains a VAE on handwritten digits that need no network, in about a minute on two cores, and loads a trained one.
 
-python recipes/demo.py [--seconds 60] [--out demo]
+python tools/demo.py [--seconds 60] [--out demo]
 """
 
 from __future__ import annotations

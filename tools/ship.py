@@ -1,6 +1,6 @@
 """Turns a trained checkpoint into a weight that ships with the package: export, evaluate, sample, register.
 
-python recipes/ship.py runs/vae/checkpoints/best.ckpt vae.static_v1 recipes/vae.yaml --data.root /path/to/data
+python tools/ship.py runs/vae/checkpoints/best.ckpt vae.static_v1 recipes/vae.yaml --data.root /path/to/data
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Speed, as ratios measured in one run.
 
-python recipes/benchmark.py
-python recipes/benchmark.py data nade_training
-python recipes/benchmark.py iw_bound
+python benchmarks/benchmark.py
+python benchmarks/benchmark.py data nade_training
+python benchmarks/benchmark.py iw_bound
 """
 
 from __future__ import annotations

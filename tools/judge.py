@@ -1,7 +1,7 @@
 """Judges the samples of shipped weights, and adds what comes of it to their figures.
 
-python recipes/judge.py --data.root /path/to/data [--names '[gan.static_v1]']
-python recipes/tables.py
+python tools/judge.py --data.root /path/to/data [--names '[gan.static_v1]']
+python tools/tables.py
 """
 
 from __future__ import annotations
