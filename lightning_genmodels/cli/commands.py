@@ -311,19 +311,16 @@ def list_(as_json: bool = False) -> None:
     print(listing())
 
 
-def recipes_(action: Literal["ls", "cp"] = "ls", name: str | None = None, out: Path | None = None) -> None:
-    """Lists recipes, or copies one to change it.
+def recipes_(action: Literal["cp"], name: str, out: Path | None = None) -> None:
+    """Copies a recipe, to change it. Without arguments, or with ls, lists all of them.
 
     Args:
-        action: ls or cp.
+        action: cp.
         name: The recipe to copy.
         out: The .yaml file to write. Default: NAME.yaml.
     """
-    if action == "ls":
-        print("\n".join(sorted(recipes())))
-        return
     if name not in recipes():
-        raise UnknownNameError("recipe", str(name), recipes())
+        raise UnknownNameError("recipe", name, recipes())
     out = check_output(out or Path(f"{name}.yaml"), [".yaml"], recipes()[name])
     if out.exists():
         raise FileError(f"{out} exists already; give the copy another name with --out")
