@@ -343,7 +343,7 @@ def test_checkpoints_fall_on_optimizer_steps(run_folder: Path, accumulate: int) 
             max_epochs=2,
             accumulate_grad_batches=accumulate,
             default_root_dir=root,
-            callbacks=[*callbacks, LastCheckpoint(root, 3)],
+            callbacks=[*callbacks, LastCheckpoint(3)],
             enable_progress_bar=False,
             enable_model_summary=False,
         ).fit(model, datamodule=data, ckpt_path=resume, weights_only=True)

@@ -14,11 +14,11 @@ import torch
 from jsonargparse import ArgumentParser
 
 from lightning_genmodels import BinarizedMNISTDataModule, Weights
-from lightning_genmodels.base import GenerativeModel
 from lightning_genmodels.data.images import write_images
 from lightning_genmodels.evaluation.run import evaluate
 from lightning_genmodels.system import reuse_freed_memory
 from lightning_genmodels.weights.files import CONFIG, WEIGHTS
+from lightning_genmodels.weights.loading import export, load
 from lightning_genmodels.weights.names import model_name
 from lightning_genmodels.weights.publish import SAMPLES
 from lightning_genmodels.weights.records import SHIPPED
@@ -49,11 +49,8 @@ def ship(
         probe: Also measure what a linear probe reads off the codes.
     """
     folder = SHIPPED / name
-    trained = GenerativeModel.from_pretrained(checkpoint)
-    if trained.finalizes:
-        trained.finalize(data.images("train"))
-    trained.save_pretrained(folder, half=half)
-    model = GenerativeModel.from_pretrained(folder)
+    export(checkpoint, folder, data, half=half)
+    model = load(folder)
     report = evaluate(model, data, "test", num_particles=num_particles, samples=samples, probe=probe)
     assert report is not None
     report.write(folder)

@@ -32,6 +32,7 @@ from lightning_genmodels.evaluation.run import evaluate as measure
 from lightning_genmodels.functional import lines
 from lightning_genmodels.system import check_folder, check_output, shown, write_atomically
 from lightning_genmodels.weights import verify as checks
+from lightning_genmodels.weights.loading import export as save_weights
 from lightning_genmodels.weights.loading import load
 from lightning_genmodels.weights.names import list_models
 from lightning_genmodels.weights.records import list_weights
@@ -262,11 +263,7 @@ def export(checkpoint: Path, out: Path, data: BinarizedMNISTDataModule, half: bo
         half: Store half-precision numbers.
     """
     check_folder(out)
-    model = GenerativeModel.from_pretrained(checkpoint)
-    if model.finalizes:
-        data.prepare_data()
-        model.finalize(data.images("train"))
-    model.save_pretrained(out, half=half)
+    model = save_weights(checkpoint, out, data, half=half)
     print(f"{type(model).__name__} with {model.num_parameters:,} parameters: {out}")
 
 

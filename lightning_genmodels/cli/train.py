@@ -121,10 +121,10 @@ class TrainingCLI(LightningCLI):
             # The grid comes before the average is swapped back; the last checkpoint holds the state of all others.
             extra += [callbacks.exponential_moving_average(decay)] if decay is not None else []
             if config["enable_checkpointing"] is not False:
-                extra.append(callbacks.BestCheckpoint(root, self.model.monitor))
+                extra.append(callbacks.BestCheckpoint())
                 every = self._get(self.config_init, "save_every_n_batches")
-                extra.append(callbacks.LastCheckpoint(root, every))
-                extra.append(tracking.ExportBest(root))
+                extra.append(callbacks.LastCheckpoint(every))
+                extra.append(tracking.ExportBest())
             extra.append(tracking.TrainingMonitor(config["log_every_n_steps"] or 50))
         config["plugins"] = [*_listed(config["plugins"]), callbacks.WholeCheckpointIO()]
         return self._instantiate_trainer(config, extra)

@@ -128,24 +128,16 @@ def claim(root: Path, *, resumes: bool, overwrite: bool) -> None:
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps ``checkpoints/best.ckpt``, the lowest validation figure so far.
+    """Keeps ``checkpoints/best.ckpt`` in the Trainer's folder: the lowest figure so far of what the model monitors."""
 
-    Args:
-        root: Folder of the run.
-        monitor: The figure, such as ``val/nll``.
-    """
+    def __init__(self) -> None:
+        super().__init__(filename="best", mode="min", save_on_train_epoch_end=False, enable_version_counter=False)
 
-    def __init__(self, root: str | Path, monitor: str) -> None:
-        path = best_path(root)
-        super().__init__(
-            dirpath=path.parent,
-            filename=path.stem,
-            monitor=monitor,
-            mode="min",
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )
-        self.monitor: str = monitor
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Asks the Trainer for the folder, and the model for its figure."""
+        self.dirpath = best_path(trainer.default_root_dir).parent
+        self.monitor = getattr(pl_module, "monitor", None)
+        super().setup(trainer, pl_module, stage)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves; a model that counts takes no optimizer steps, which Lightning would read as nothing new."""
@@ -155,7 +147,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps ``checkpoints/last.ckpt``, from which a run goes on exactly as if it had not been stopped.
+    """Keeps ``checkpoints/last.ckpt`` in the Trainer's folder, from which a run goes on as if it had not been stopped.
 
     It is written after every validation (or epoch, where there is none), and every ``every_n_batches`` batches; never
     between a batch and the validation that follows it, from where Lightning could not resume without skipping that
@@ -166,14 +158,11 @@ class LastCheckpoint(Checkpoint):
     been as long from the start.
 
     Args:
-        root: Folder of the run.
         every_n_batches: Also save within an epoch; 0 for never.
     """
 
-    def __init__(self, root: str | Path, every_n_batches: int = 0) -> None:
+    def __init__(self, every_n_batches: int = 0) -> None:
         at_least(0, save_every_n_batches=every_n_batches)
-        self.path = last_path(root)
-        self.before_fall = before_fall_path(root)
         self.every_n_batches = every_n_batches
         self._is_due = False
 
@@ -200,8 +189,8 @@ class LastCheckpoint(Checkpoint):
         self._is_due = False
         model = trainer.lightning_module
         if isinstance(model, GenerativeModel) and model.is_before_fall:
-            trainer.save_checkpoint(self.before_fall, weights_only=False)
-        trainer.save_checkpoint(self.path, weights_only=False)
+            trainer.save_checkpoint(before_fall_path(trainer.default_root_dir), weights_only=False)
+        trainer.save_checkpoint(last_path(trainer.default_root_dir), weights_only=False)
 
 
 def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:
@@ -232,7 +221,7 @@ class SampleGrid(Callback):
         due = self.every_n_epochs > 0 and (epoch % self.every_n_epochs == 0 or last)
         if not due or trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
-        if not isinstance(pl_module, GenerativeModel):  # a classifier draws nothing
+        if not isinstance(pl_module, GenerativeModel):
             return
         generator = torch.Generator().manual_seed(self.seed)
         pixels = grid(pl_module.sample(self.num_samples, generator=generator))

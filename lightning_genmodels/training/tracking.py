@@ -16,10 +16,10 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from lightning_genmodels.base import GenerativeModel
 from lightning_genmodels.data import Batch, BinarizedMNISTDataModule
 from lightning_genmodels.system import write_atomically
 from lightning_genmodels.training.callbacks import EXPORTED, WANDB_ID, BestCheckpoint, last_path
+from lightning_genmodels.weights.loading import export
 
 
 def wandb_logger(project: str, root: Path, tags: list[str], monitor: str) -> WandbLogger:
@@ -129,30 +129,22 @@ class ExportBest(Callback):
     """When training ends, exports the best checkpoint to ``weights/``, and sends it to Weights & Biases as an artifact.
 
     A run that validated nothing exports its last checkpoint.
-
-    Args:
-        root: Folder of the run.
     """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Only the first process writes."""
         found = [callback.best_model_path for callback in trainer.callbacks if isinstance(callback, BestCheckpoint)]  # type: ignore[attr-defined]
-        best = Path(found[0]) if found and found[0] else last_path(self.root)
+        root = Path(trainer.default_root_dir)
+        best = Path(found[0]) if found and found[0] else last_path(root)
         if not trainer.is_global_zero or not best.is_file():
             return
-        folder = self.root / EXPORTED
-        model = GenerativeModel.from_pretrained(best)
+        folder = root / EXPORTED
         data = getattr(trainer, "datamodule", None)
-        if model.finalizes and isinstance(data, BinarizedMNISTDataModule):
-            model.finalize(data.images("train"))
-        model.save_pretrained(folder)
+        export(best, folder, data if isinstance(data, BinarizedMNISTDataModule) else None)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 import wandb
 
-                artifact = wandb.Artifact(f"{self.root.name}-weights", type="model")
+                artifact = wandb.Artifact(f"{root.name}-weights", type="model")
                 artifact.add_dir(str(folder))
                 logger.experiment.log_artifact(artifact)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_genmodels.base import GenerativeModel
+from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.errors import WeightsError
 from lightning_genmodels.weights.files import read
 from lightning_genmodels.weights.names import model_class
@@ -41,3 +42,29 @@ def load_model(model: str, weights: str | None = None, **hyper_parameters: Any) 
     if record.model != model:
         raise WeightsError(f"{record.name} is a weight of {record.model!r}, not of {model!r}")
     return read(record.name, model_class(model), **hyper_parameters)
+
+
+def export(
+    checkpoint: str | Path, folder: Path, data: BinarizedMNISTDataModule | None = None, *, half: bool = False
+) -> GenerativeModel:
+    """Turns a checkpoint into a folder of weights: safetensors and a JSON config.
+
+    Args:
+        checkpoint: A ``.ckpt`` file, or exported weights.
+        folder: Made if it does not exist.
+        data: What the model was trained on; read only if an export needs it, see :attr:`GenerativeModel.finalizes`.
+        half: Store floating-point weights in half precision.
+
+    Returns:
+        The model that was exported, in evaluation mode.
+
+    Raises:
+        WeightsError: The checkpoint is damaged, or no checkpoint of this package.
+        FileError: The folder cannot be written.
+    """
+    model = load(checkpoint)
+    if model.finalizes and data is not None:
+        data.prepare_data()
+        model.finalize(data.images("train"))
+    model.save_pretrained(folder, half=half)
+    return model
