@@ -313,17 +313,9 @@ def test_recipes_are_listed_copied_and_found_by_name(run_folder: Path, capsys: p
     assert Path("vae.yaml").read_bytes() == RECIPES[0].with_name("vae.yaml").read_bytes()
     assert "vae.yaml exists already" in error_of(capsys, "recipes", "cp", "vae")
     assert "unknown recipe 'vea'; did you mean 'vae'?" in error_of(capsys, "recipes", "cp", "vea")
-    main(
-        [
-            "fit",
-            "--config",
-            "bernoulli",
-            "--data.source=digits",
-            "--trainer.fast_dev_run=1",
-            "--trainer.accelerator=cpu",
-        ]
-    )
-    main(["fit", "--config=bernoulli", "--data.source=digits", "--trainer.fast_dev_run=1", "--trainer.accelerator=cpu"])
+    quick = ["--data.source=digits", "--trainer.fast_dev_run=1", "--trainer.accelerator=cpu"]
+    main(["fit", "--config", "bernoulli", *quick])
+    main(["fit", "--config=bernoulli", "--trainer.default_root_dir=other", *quick])
 
 
 def test_a_device_that_is_not_there_is_one_line(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

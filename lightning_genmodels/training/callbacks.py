@@ -135,7 +135,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Asks the Trainer for the folder, and the model for its figure."""
-        self.dirpath = best_path(trainer.default_root_dir).parent
+        self.dirpath = str(best_path(trainer.default_root_dir).parent)  # it goes into checkpoints
         self.monitor = getattr(pl_module, "monitor", None)
         super().setup(trainer, pl_module, stage)
 
