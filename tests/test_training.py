@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_genmodels import BinarizedMNISTDataModule, list_models, load
-from lightning_genmodels.base import GenerativeModel, TabularModel
+from lightning_genmodels.base import ExplicitModel, GenerativeModel, TabularModel
 from lightning_genmodels.cli import main
 from lightning_genmodels.errors import DivergenceError, ImageError, OptionError, WeightsError
 from lightning_genmodels.models import (
@@ -173,6 +173,17 @@ def test_a_list_or_tuple_starts_with_the_images_and_bytes_are_images_too() -> No
     with pytest.raises(ImageError, match="got dict"):
         trainer().fit(VAE((1, SIDE, SIDE), (5,), 2), DataLoader([{"x": 1.0}] * 8, batch_size=4))
     trainer().fit(VAE((1, SIDE, SIDE), (5,), 2), datamodule=digits(labelled=True))
+
+
+@pytest.mark.parametrize("name", [name for name in list_models() if name not in ("gan", "wgan_gp")])
+def test_predict_gives_what_the_model_makes_of_the_test_images(name: str) -> None:
+    model = small(name).eval()
+    data = digits(image_size=model.event_shape[1])
+    found = torch.cat(trainer().predict(model, datamodule=data))  # type: ignore[arg-type]
+    images = data.images("test").float()
+    with torch.no_grad():
+        expected = model.log_prob(images) if isinstance(model, ExplicitModel) else model.decode(model.encode(images))  # type: ignore[operator]
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", list_models())

@@ -136,6 +136,10 @@ class AdversarialModel(GenerativeModel, ABC):
         logits: Tensor = self.generator(check_codes(z, self.latent_dim))
         return logits
 
+    def forward(self, z: Tensor) -> Tensor:
+        """:meth:`decode`: logits (N, 1, H, W) of latents (N, D)."""
+        return self.decode(z)
+
     @final
     def generate(self, z: Tensor, *, generator: Noise = None) -> Tensor:
         """Images (N, 1, H, W) in {0, 1} of latents (N, D), with a gradient; noise from one generator, or one a row."""

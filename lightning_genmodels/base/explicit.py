@@ -51,6 +51,10 @@ class ExplicitModel(GenerativeModel, ABC):
         x = self._checked(x)
         return self._log_prob(x) if len(x) else at_least_float32(x.new_zeros(0))
 
+    def forward(self, x: Tensor) -> Tensor:
+        """:meth:`log_prob`, (B,) nats, of images (B, 1, H, W): what ``model(x)`` and ``trainer.predict`` give."""
+        return self.log_prob(x)
+
     def _validation_log_prob(self, x: Tensor, indices: range) -> Tensor:
         """Log-probability (B,) as validated during training: exact, unless that would take longer than training.
 

@@ -114,6 +114,10 @@ class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
         """
         return self._decode(check_codes(z, self.num_latents))
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, 1, H, W) of the pixels of images, given their own codes: a reconstruction."""
+        return self.decode(self.encode(x))
+
     @final
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """Log p(x, z) in nats, (..., B), of images (B, 1, H, W) and latents (..., B, D).

@@ -170,6 +170,10 @@ class BinarizedMNISTDataModule(LightningDataModule):
         """Test images, each once."""
         return self.loader("test")
 
+    def predict_dataloader(self) -> InMemoryLoader:
+        """Test images, each once."""
+        return self.loader("test")
+
     def _files(self) -> list[sources.DataFile]:
         if self.source == "digits":
             return []

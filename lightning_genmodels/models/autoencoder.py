@@ -105,6 +105,10 @@ class Autoencoder(GenerativeModel, RepresentationModel):
         logits: Tensor = self.decoder(codes).unflatten(-1, self.event_shape)
         return logits
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, 1, H, W) of the pixels of images, given their own codes."""
+        return self.decode(self.encode(x))
+
     def reconstruction(self, x: Tensor) -> Tensor:
         """Log-likelihood (B,), in nats, of binary images (B, 1, H, W) given their own codes."""
         return bernoulli_log_prob(self.decode(self.encode(x)), self._checked(x))
