@@ -31,4 +31,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist runs demo
+	rm -rf $(VENV) build dist demo

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -61,23 +62,23 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    """Makes sure that arguments have the types that a function is annotated with.
+def check_arguments(values: Mapping[str, Any], *functions: Callable[..., Any]) -> None:
+    """Makes sure that arguments have the types that functions are annotated with.
 
     Args:
-        function: One whose annotations can be evaluated; what has none is not checked.
-        values: By the names of the arguments.
+        values: By the names of the arguments; one without an annotation is not checked.
+        functions: Where the annotations are looked up: the first that has one counts.
 
     Raises:
         OptionError: Names the first that has not, with what was expected and what came.
 
     Example:
         >>> def resize(size: int, mode: Literal["area", "nearest"] = "area") -> None: ...
-        >>> check_arguments(resize, {"size": 2.5})
+        >>> check_arguments({"size": 2.5}, resize)
         Traceback (most recent call last):
         lightning_genmodels.errors.OptionError: expected size to be a whole number, got 2.5
     """
-    hints = _hints(function)
+    hints = ChainMap(*map(_hints, functions))
     for name, value in values.items():
         hint = hints.get(name, Any)
         if not _fits(value, hint):

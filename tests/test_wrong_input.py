@@ -135,6 +135,16 @@ def test_a_constructor_names_the_argument_that_is_wrong(make: Callable[[], Any],
     assert said in str(caught.value)
 
 
+def test_the_annotation_of_the_class_itself_counts_not_that_of_its_base() -> None:
+    class ByNumber(NADE):
+        def __init__(self, event_shape: tuple[int, int, int] = (1, 2, 2), order: int = 0) -> None:
+            super().__init__(event_shape, hidden_size=3, order="snake" if order == 1 else "raster")
+
+    with pytest.raises(OptionError, match="expected order to be a whole number, got 'snake'"):
+        ByNumber(order="snake")  # type: ignore[arg-type]
+    assert torch.equal(ByNumber(order=1).pixel_order, torch.tensor([0, 1, 3, 2]))
+
+
 @pytest.mark.parametrize("number", [2.0, "2", -1, True, None])
 def test_numbers_of_samples_and_particles(number: Any) -> None:
     vae = VAE(SHAPE, hidden_sizes=(3,), latent_dim=2)
@@ -222,6 +232,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("noise.ckpt").write_bytes(random.Random(0).randbytes(3000))
     Path("open.yaml").write_text("model: [")
     np.save("images.npy", np.zeros((2, 1, 28, 28), dtype=np.uint8))
+    np.save("nan.npy", np.full((28, 28), np.nan))
     return tmp_path
 
 
@@ -249,6 +260,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("verify nothing", "unknown model or weight 'nothing'"),
         ("publish bernoulli a/b", "expected the name of a user or an organization on the Hub, got 'a/b'"),
         ("complete nade images.npy --observed sideways", "sideways"),
+        ("complete nade images.npy --observed nan.npy", "nan.npy: expected a mask of finite numbers"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(

@@ -117,7 +117,7 @@ class AdversarialModel(GenerativeModel, ABC):
         """Draws (num_samples, D) latents, standard normal.
 
         Raises:
-            OptionError: ``num_samples`` is negative, or ``generator`` is none.
+            OptionError: ``num_samples`` is negative, or ``generator`` is of another type.
         """
         at_least(0, num_samples=num_samples)
         check_generator(generator)

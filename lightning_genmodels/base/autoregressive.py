@@ -97,7 +97,7 @@ class AutoregressiveModel(ExplicitModel, ABC):
 
         Raises:
             ImageError: ``x`` is no batch of binary images, or ``observed`` does not fit it.
-            OptionError: ``generator`` is none.
+            OptionError: ``generator`` is of another type.
         """
         check_generator(generator)
         x, observed = _checked_observed(self, x, observed)
@@ -206,7 +206,7 @@ class OrderMixture(ExplicitModel, ABC):
 
         Raises:
             ImageError: ``x`` is no batch of binary images, or ``observed`` does not fit it.
-            OptionError: ``generator`` is none.
+            OptionError: ``generator`` is of another type.
         """
         check_generator(generator)
         x, observed = _checked_observed(self, x, observed)

@@ -103,9 +103,8 @@ class GenerativeModel(LightningModule, ABC):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=_not_saved(type(self)))
-        for cls in type(self).__mro__:
-            if issubclass(cls, GenerativeModel):
-                check_arguments(cls.__init__, self.hparams)
+        kinds = [cls for cls in type(self).__mro__ if issubclass(cls, GenerativeModel)]
+        check_arguments(self.hparams, *(cls.__init__ for cls in kinds))
         if not 0.0 < fall <= 1.0:
             raise OptionError(f"expected fall in (0, 1], got {fall}")
         shape = tuple(event_shape)
@@ -192,7 +191,7 @@ class GenerativeModel(LightningModule, ABC):
             (N, 1, H, W) float32 in {0, 1}, on the model's device.
 
         Raises:
-            OptionError: ``num_samples`` is negative, or ``generator`` is none.
+            OptionError: ``num_samples`` is negative, or ``generator`` is of another type.
         """
         at_least(0, num_samples=num_samples)
         check_generator(generator)

@@ -141,7 +141,7 @@ class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
             (K, B) nats.
 
         Raises:
-            OptionError: ``num_particles`` is no whole number of at least one, or ``generator`` is none.
+            OptionError: ``num_particles`` is not a positive integer, or ``generator`` is of another type.
             ImageError: ``x`` is no batch of binary images.
         """
         at_least(1, num_particles=num_particles)
@@ -153,7 +153,7 @@ class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
         """Draws (num_samples, D) latents from the prior p(z).
 
         Raises:
-            OptionError: ``num_samples`` is negative, or ``generator`` is none.
+            OptionError: ``num_samples`` is negative, or ``generator`` is of another type.
         """
         at_least(0, num_samples=num_samples)
         check_generator(generator)
@@ -165,7 +165,7 @@ class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
 
         Raises:
             ImageError: ``x`` is no batch of binary images.
-            OptionError: ``generator`` is none.
+            OptionError: ``generator`` is of another type.
         """
         check_generator(generator)
         return self._elbo(self._checked(x), generator)
@@ -187,7 +187,7 @@ class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
             (B,) nats per image.
 
         Raises:
-            OptionError: ``num_particles`` is no whole number of at least one, or ``generator`` is none.
+            OptionError: ``num_particles`` is not a positive integer, or ``generator`` is of another type.
             ImageError: ``x`` is no batch of binary images.
         """
         at_least(1, num_particles=num_particles)

@@ -61,7 +61,7 @@ class BinarizedMNISTDataModule(LightningDataModule):
         seed: int = 0,
         labelled: bool = False,
     ) -> None:
-        check_arguments(BinarizedMNISTDataModule.__init__, locals())
+        check_arguments(locals(), BinarizedMNISTDataModule.__init__)
         super().__init__()
         at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
         at_least(0, seed=seed)

@@ -126,6 +126,8 @@ def read_mask(observed: str, event_shape: tuple[int, int, int]) -> Tensor:
             f"{observed}: expected a mask of shape ({height}, {width}), or one per image, got numbers of type "
             f"{array.dtype} and shape {array.shape}"
         )
+    if not np.isfinite(array).all():
+        raise ImageError(f"{observed}: expected a mask of finite numbers, got NaN or infinities")
     found = torch.from_numpy(array != 0)
     return found.unsqueeze(-3) if found.ndim < 4 else found
 

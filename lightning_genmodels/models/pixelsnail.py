@@ -88,10 +88,12 @@ class _Attention(nn.Module):
         """Maps (B, C, H, W)."""
         size, _, height, width = x.shape
         projected = self.project(self.norm(x)).permute(0, 2, 3, 1).reshape(size, height * width, 3, self.heads, -1)
-        if x.device.type == "cpu":
-            projected = at_least_float32(projected)  # the backward pass in bfloat16 takes twice as long on a CPU
         q, k, v = projected.permute(2, 0, 3, 1, 4)  # (B, heads, n, d) each
-        with torch.autocast(x.device.type, enabled=x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type)):
+        if x.device.type == "cpu":  # in float32: there the backward pass in bfloat16 takes twice as long
+            with torch.autocast("cpu", enabled=False):
+                q, k, v = (at_least_float32(part) for part in (q, k, v))
+                seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
             seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         seen = seen.transpose(1, 2).reshape(size, height, width, -1).permute(0, 3, 1, 2)
         return self._add(x, seen.to(x.dtype))
