@@ -345,6 +345,18 @@ def test_random_command_lines_end_well_or_with_one_line(folder: Path, capsys: py
         assert (code in (0, None) and not lines) or (code == 2 and len(lines) == 1), (args, code, printed.err)
 
 
+def test_a_reader_that_stops_early_sees_no_traceback(folder: Path) -> None:
+    np.save("many.npy", np.zeros((9000, 28, 28), dtype=np.uint8))
+    command = [sys.executable, "-m", "lightning_genmodels.cli", "log_prob", "bernoulli", "many.npy"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
+    assert process.returncode == 141
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("saved", [True, False])
 def test_an_interrupted_fit_says_how_to_go_on(folder: Path, saved: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -87,6 +88,9 @@ def _run(args: list[str]) -> None:
     except KeyboardInterrupt as error:
         sys.stderr.write(f"genmodels: interrupted; {error if error.args else 'nothing was written'}\n")
         raise SystemExit(130) from error
+    except BrokenPipeError as error:  # a reader such as head has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
+        raise SystemExit(141) from error  # as a shell reports SIGPIPE
     except argparse.ArgumentError as error:
         command = f"genmodels {args[0]}" if args[0] in SUMMARIES else "genmodels"
         sys.stderr.write(f"genmodels: error: {_one_line(error)}; {command} --help lists what there is\n")
