@@ -13,7 +13,7 @@ from lightning_genmodels.base import RasterModel
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import fill_in_order
 from lightning_genmodels.models import DiagonalBiLSTM, GatedPixelCNN, PixelCNN, RowLSTM
-from lightning_genmodels.nn.raster import CausalConv2d, ConvCache
+from lightning_genmodels.nn.raster import CausalConv2d
 from lightning_genmodels.nn.recurrent import LineLSTM
 from lightning_genmodels.orders import RASTER_ORDERS, pixel_order, raster_shape
 
@@ -179,14 +179,12 @@ def test_a_causal_convolution_and_its_cache_equal_a_masked_one(mask: str, kernel
     full[:, :, rows // 2, columns // 2 + (mask == "B") :] = 0
     expected = F.conv2d(x, full, conv.bias, padding=(rows // 2, columns // 2))
     torch.testing.assert_close(conv(x), expected)
-    cache = ConvCache(conv, 4, 5)
+    cache = conv.cache(4, 6, 5)
     for i in range(6):
-        cache.start_row()
+        conv.start_row(cache, x[:, :, i - 1] if i else None)
         for j in range(5):
-            if mask == "B":
-                cache.write(j, x[:, :, i, j])
-            torch.testing.assert_close(cache.at(j), expected[:, :, i, j])
-            cache.write(j, x[:, :, i, j])
+            seen = x[:, :, i, j if mask == "B" else max(0, j - 1)]
+            torch.testing.assert_close(conv.step(seen, cache, i, j), expected[:, :, i, j])
 
 
 def plain_scan(gates: Tensor, weight: Tensor, lines: Sequence[range], places: Sequence[int]) -> Tensor:

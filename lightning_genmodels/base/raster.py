@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from lightning_genmodels.base.autoregressive import AutoregressiveModel
 from lightning_genmodels.base.generative import TrainingOptions
 from lightning_genmodels.functional import draw_pixel
-from lightning_genmodels.nn.raster import RasterNetwork
+from lightning_genmodels.nn.raster import CausalNetwork
 from lightning_genmodels.orders import raster_shape
 from lightning_genmodels.system import tracked
 
@@ -35,7 +35,7 @@ class RasterModel(AutoregressiveModel, ABC):
 
     score_chunk = 50
 
-    net: RasterNetwork
+    net: CausalNetwork
 
     def __init__(
         self, event_shape: Sequence[int] = (1, 28, 28), order: str = "raster", **options: Unpack[TrainingOptions]
@@ -80,11 +80,11 @@ def fill_raster(
 ) -> Tensor:
     """Draws the pixels that are not observed, row by row; see :func:`lightning_genmodels.functional.fill_in_order`.
 
-    ``conditionals`` is what :class:`lightning_genmodels.nn.raster.RasterNetwork` has.
+    ``conditionals`` is what :class:`lightning_genmodels.nn.raster.CausalNetwork` has.
     """
     x = torch.where(observed, x, torch.zeros_like(x)).contiguous()
     pixels, known = x.flatten(1), observed.flatten(1)  # (N, n), pixels is a view of x
     with torch.inference_mode():  # most of the time goes into the overhead of small operations
         for i, logits in enumerate(tracked(conditionals(x), pixels.shape[1], "sampling", "pixel")):
-            pixels[:, i] = draw_pixel(logits, uniforms[:, i], pixels[:, i], known[:, i])
+            pixels[:, i] = draw_pixel(logits[:, 0], uniforms[:, i], pixels[:, i], known[:, i])
     return x

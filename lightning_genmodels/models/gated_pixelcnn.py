@@ -7,7 +7,7 @@ rows above a pixel, the horizontal stack the pixels to its left, and what the ve
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightning_genmodels.base import RasterModel, TrainingOptions
-from lightning_genmodels.nn.raster import CausalConv2d, ConvCache, Pointwise, RasterNetwork, check_network
+from lightning_genmodels.nn.raster import CausalConv2d, CausalLayer, CausalNetwork, ConvCache, Pointwise, check_network
 
 
 def _gate(y: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def _gate(y: Tensor) -> Tensor:
     return torch.tanh(f) * torch.sigmoid(g)
 
 
-class _Layer(nn.Module):
+class _Layer(CausalLayer):
     """One layer of both stacks (fig. 2); the first has no residual connection, and must not see the pixel itself.
 
     The features of the vertical stack at row i have seen row i; they move down by one row on their way to the
@@ -43,65 +43,32 @@ class _Layer(nn.Module):
         self.first = first
         self.dropout = dropout
 
-    def forward(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps the vertical stack, before its gate, and the horizontal one; both are the image for the first layer."""
+    def forward(self, h: Any, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Maps the vertical stack, before its gate, and the horizontal one; the first layer maps the image."""
+        v, h = (h, h) if self.first else h
         y = self.vertical(v if self.first else _gate(v))
         above = F.pad(self.link(y), (0, 0, 1, -1))
-        return y, self.add(None if self.first else h, self.horizontal(h) + above)
+        return y, self._add(h, self.horizontal(h) + above)
 
-    def add(self, h: Tensor | None, y: Tensor) -> Tensor:
+    def cache(self, num_images: int, height: int, width: int) -> tuple[_LastRows, ConvCache]:
+        """The last rows of the vertical stack, and what the horizontal one sees."""
+        return _LastRows(self.vertical, num_images, width), self.horizontal.cache(num_images, height, width)
+
+    def start_row(self, cache: tuple[_LastRows, ConvCache], above: Tensor | None) -> Tensor | None:
+        """Computes the row above of the vertical stack, and hands it to the horizontal one."""
+        rows, seen = cache
+        y = None if above is None else rows.next(above)  # (N, 2p, 1, W)
+        seen.start_row(None if y is None else self.link(y)[:, :, 0])
+        return None if y is None else _gate(y)[:, :, 0]
+
+    def step(self, h: Tensor, cache: Any, row: int, column: int, given: Tensor | None = None) -> Tensor:
+        """Maps the horizontal stack at a pixel; the first layer maps the pixel before it."""
+        return self._add(h, self.horizontal.step(h, cache[1], row, column))
+
+    def _add(self, h: Tensor, y: Tensor) -> Tensor:
         """Output of the horizontal stack, from its input and what comes before the gate."""
         out: Tensor = self.mix(F.dropout(_gate(y), self.dropout, self.training))
-        return out if h is None else h + out
-
-
-class _Network(RasterNetwork):
-    def __init__(
-        self, p: int, layers: int, first_n: int, n: int, dropout: float, places: tuple[int, int] | None
-    ) -> None:
-        super().__init__()
-        first = _Layer(1, p, first_n, dropout, first=True, places=places)
-        self.layers: Any = nn.ModuleList([first, *(_Layer(p, p, n, dropout) for _ in range(layers - 1))])
-        self.head = Pointwise(p, 2 * p)
-        self.output = Pointwise(2 * p, 1)
-
-    def edges(self) -> list[nn.Module]:
-        return [self.layers[0].vertical, self.layers[0].horizontal, self.output]
-
-    def forward(self, x: Tensor) -> Tensor:
-        v = h = x
-        for layer in self.layers:
-            v, h = layer(v, h)
-            if layer.first:
-                v, h = (stack.contiguous(memory_format=torch.channels_last) for stack in (v, h))
-        return self._logits(h)
-
-    def _logits(self, h: Tensor) -> Tensor:
-        logits: Tensor = self.output(F.relu(self.head(F.relu(h))))
-        return logits
-
-    def conditionals(self, x: Tensor) -> Iterator[Tensor]:
-        size, _, height, width = x.shape
-        rows = [_LastRows(layer.vertical, size, width) for layer in self.layers]
-        caches = [ConvCache(layer.horizontal, size, width) for layer in self.layers]
-        above = [x.new_zeros((size, len(layer.link.weight), width)) for layer in self.layers]  # to the horizontal stack
-        for i in range(height):
-            if i > 0:
-                v = x[:, :, i - 1]
-                for index, layer in enumerate(self.layers):  # a row of the vertical stack at a time
-                    y = rows[index].next(v)  # (N, 2p, 1, W)
-                    above[index], v = layer.link(y)[:, :, 0], _gate(y)[:, :, 0]
-            for cache, from_above in zip(caches, above, strict=True):
-                cache.start_row(from_above)
-            for j in range(width):
-                h = None
-                for layer, cache in zip(self.layers, caches, strict=True):
-                    if h is not None:
-                        cache.write(j, h)
-                    h = layer.add(h, cache.at(j))
-                assert h is not None
-                yield self._logits(h)[:, 0]
-                caches[0].write(j, x[:, :, i, j])
+        return out if self.first else h + out
 
 
 class _LastRows:
@@ -115,6 +82,34 @@ class _LastRows:
         """The output (N, O, 1, W) at the row (N, I, W) that follows."""
         self.rows = torch.cat([self.rows[:, :, 1:], row.unsqueeze(2)], dim=2)
         return F.conv2d(self.rows, self.conv.weight, self.conv.bias, padding=(0, self.conv.side))
+
+
+class _Network(CausalNetwork):
+    def __init__(
+        self, p: int, layers: int, first_n: int, n: int, dropout: float, places: tuple[int, int] | None
+    ) -> None:
+        super().__init__()
+        first = _Layer(1, p, first_n, dropout, first=True, places=places)
+        self.layers = nn.ModuleList([first, *(_Layer(p, p, n, dropout) for _ in range(layers - 1))])
+        self.head = Pointwise(p, 2 * p)
+        self.output = Pointwise(2 * p, 1)
+
+    @property
+    def first(self) -> Any:
+        return self.layers[0]
+
+    def sequence(self) -> Sequence[CausalLayer]:
+        layers: Sequence[CausalLayer] = self.layers[1:]
+        return layers
+
+    def edges(self) -> list[nn.Module]:
+        return [self.first.vertical, self.first.horizontal, self.output]
+
+    def embed(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(stack.contiguous(memory_format=torch.channels_last) for stack in self.first(x))
+
+    def logits(self, h: Any) -> Tensor:
+        return super().logits(h[1] if isinstance(h, tuple) else h)
 
 
 class GatedPixelCNN(RasterModel):

@@ -9,9 +9,7 @@ networks start with a 7x7 convolution with mask A and end with two 1x1 convoluti
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +17,18 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightning_genmodels.base import RasterModel, TrainingOptions
-from lightning_genmodels.nn.raster import CausalConv2d, ConvCache, Pointwise, RasterNetwork, check_network
+from lightning_genmodels.nn.raster import (
+    CausalConv2d,
+    CausalLayer,
+    CausalNetwork,
+    ConvCache,
+    Pointwise,
+    check_network,
+)
 from lightning_genmodels.nn.recurrent import ChannelsFirstLinear, LineLSTM, gates_to_state
 
 
-class _ResidualBlock(nn.Module):
+class _ResidualBlock(CausalLayer):
     """ReLU and 1x1, ReLU and 3x3 with mask B, ReLU and 1x1 convolution, added to the input (fig. 5, left)."""
 
     def __init__(self, hidden: int, kernel_size: int, dropout: float) -> None:
@@ -33,46 +38,35 @@ class _ResidualBlock(nn.Module):
         self.expand = Pointwise(hidden, 2 * hidden)
         self.dropout = dropout
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.conv(F.relu(self.reduce(F.relu(x)))))
-        added: Tensor = self.expand(F.dropout(y, self.dropout, self.training))
-        return x + added
+    def forward(self, h: Tensor, given: Tensor | None = None) -> Tensor:
+        return self._add(h, self.conv(self._inside(h)))
+
+    def cache(self, num_images: int, height: int, width: int) -> ConvCache:
+        return self.conv.cache(num_images, height, width)
+
+    def step(self, h: Tensor, cache: ConvCache, row: int, column: int, given: Tensor | None = None) -> Tensor:
+        return self._add(h, self.conv.step(self._inside(h), cache, row, column))
+
+    def _inside(self, h: Tensor) -> Tensor:
+        return F.relu(self.reduce(F.relu(h)))
+
+    def _add(self, h: Tensor, y: Tensor) -> Tensor:
+        added: Tensor = self.expand(F.dropout(F.relu(y), self.dropout, self.training))
+        return h + added
 
 
-class _PixelCNNNetwork(RasterNetwork):
+class _PixelCNNNetwork(CausalNetwork):
     def __init__(
         self, hidden: int, layers: int, first_kernel: int, kernel: int, dropout: float, places: tuple[int, int] | None
     ) -> None:
         super().__init__()
         self.first = CausalConv2d(1, 2 * hidden, first_kernel, "A", places=places)
-        self.blocks: Any = nn.ModuleList(_ResidualBlock(hidden, kernel, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(_ResidualBlock(hidden, kernel, dropout) for _ in range(layers))
         self.head = Pointwise(2 * hidden, 2 * hidden)
         self.output = Pointwise(2 * hidden, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x).contiguous(memory_format=torch.channels_last)
-        for block in self.blocks:
-            h = block(h)
-        return self._logits(h)
-
-    def _logits(self, h: Tensor) -> Tensor:
-        logits: Tensor = self.output(F.relu(self.head(F.relu(h))))
-        return logits
-
-    def conditionals(self, x: Tensor) -> Iterator[Tensor]:
-        size, _, height, width = x.shape
-        first = ConvCache(self.first, size, width)
-        caches = [ConvCache(block.conv, size, width) for block in self.blocks]
-        for i in range(height):
-            for cache in (first, *caches):
-                cache.start_row()
-            for j in range(width):
-                h = first.at(j)  # (N, 2h)
-                for block, cache in zip(self.blocks, caches, strict=True):
-                    cache.write(j, F.relu(block.reduce(F.relu(h))))
-                    h = h + block.expand(F.relu(cache.at(j)))
-                yield self._logits(h)[:, 0]
-                first.write(j, x[:, :, i, j])
+    def sequence(self) -> Sequence[CausalLayer]:
+        return self.blocks  # type: ignore[return-value]
 
 
 class PixelCNN(RasterModel):
@@ -116,7 +110,7 @@ class PixelCNN(RasterModel):
         self.net = _PixelCNNNetwork(hidden_size, num_layers, first_kernel_size, kernel_size, dropout, places)
 
 
-class _LSTMNetwork(RasterNetwork, ABC):
+class _LSTMNetwork(CausalNetwork):
     """What Row LSTM and Diagonal BiLSTM share; channels come first and images last, see :class:`LineLSTM`."""
 
     def __init__(
@@ -124,50 +118,22 @@ class _LSTMNetwork(RasterNetwork, ABC):
     ) -> None:
         super().__init__()
         self.first = CausalConv2d(1, 2 * hidden, first_kernel, "A", places=places)
-        self.layers: Any = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(layers)
         self.head = ChannelsFirstLinear(2 * hidden, 2 * hidden)
         self.output = ChannelsFirstLinear(2 * hidden, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x).permute(1, 2, 3, 0).contiguous()  # (2h, H, W, B)
-        for layer in self.layers:
-            h = layer(h)
-        return self._logits(h).permute(3, 0, 1, 2)
+    def embed(self, x: Tensor) -> Tensor:
+        h: Tensor = self.first(x).movedim(0, -1)
+        return h.contiguous()  # (2h, H, W, B)
 
-    def _logits(self, h: Tensor) -> Tensor:
-        logits: Tensor = self.output(F.relu(self.head(F.relu(h))))
-        return logits
+    def embed_next(self, before: Tensor, cache: ConvCache, row: int, column: int) -> Tensor:
+        return super().embed_next(before, cache, row, column).T  # (2h, N)
 
-    @abstractmethod
-    def conditionals(self, x: Tensor) -> Iterator[Tensor]: ...
+    def logits(self, h: Tensor) -> Tensor:
+        return super().logits(h).movedim(-1, 0)
 
 
-class _LSTMModel(RasterModel, ABC):
-    """What Row LSTM and Diagonal BiLSTM share; their docstrings say what the arguments are."""
-
-    network: ClassVar[Any]
-    """The class of ``net``, a :class:`_LSTMNetwork`."""
-
-    small = {"event_shape": (1, 2, 3), "hidden_size": 3, "num_layers": 2, "first_kernel_size": 3}
-
-    def __init__(
-        self,
-        event_shape: Sequence[int] = (1, 28, 28),
-        hidden_size: int = 16,
-        num_layers: int = 7,
-        first_kernel_size: int = 7,
-        dropout: float = 0.0,
-        bias_by_place: bool = False,
-        order: str = "raster",
-        **options: Unpack[TrainingOptions],
-    ) -> None:
-        super().__init__(event_shape, order, **options)
-        check_network(hidden_size, num_layers, (first_kernel_size,), dropout)
-        shape = self.raster_shape
-        self.net = type(self).network(hidden_size, num_layers, shape, first_kernel_size, dropout, bias_by_place)
-
-
-class _RowLSTMLayer(nn.Module):
+class _RowLSTMLayer(CausalLayer):
     """A convolutional LSTM that goes down row by row: K^is is 3x1 with mask B, K^ss 3x1 with no mask (sec. 3.1)."""
 
     def __init__(self, hidden: int, height: int, width: int, dropout: float) -> None:
@@ -177,12 +143,38 @@ class _RowLSTMLayer(nn.Module):
         self.expand = ChannelsFirstLinear(hidden, 2 * hidden)
         self.dropout = dropout
 
-    def forward(self, x: Tensor) -> Tensor:
-        left = F.pad(x, (0, 0, 1, -1))  # (2h, H, W, B)
-        gates = self.input_to_state(torch.cat([x, left])).flatten(1, 2)  # (4h, n, B)
-        h = self.lstm(gates.unsqueeze(0)).view(-1, *x.shape[1:])
-        added: Tensor = self.expand(F.dropout(h, self.dropout, self.training))
-        return x + added
+    def forward(self, h: Tensor, given: Tensor | None = None) -> Tensor:
+        left = F.pad(h, (0, 0, 1, -1))  # (2h, H, W, B)
+        gates = self.input_to_state(torch.cat([h, left])).flatten(1, 2)  # (4h, n, B)
+        states = self.lstm(gates.unsqueeze(0)).view(-1, *h.shape[1:])
+        added: Tensor = self.expand(F.dropout(states, self.dropout, self.training))
+        return h + added
+
+    def cache(self, num_images: int, height: int, width: int) -> _RowCache:
+        return _RowCache(self.lstm.weight[:, 0], num_images, width)
+
+    def step(self, h: Tensor, cache: _RowCache, row: int, column: int, given: Tensor | None = None) -> Tensor:
+        gates = self.input_to_state(torch.cat([h, cache.left])) + cache.above[:, column]
+        state, cache.cells[:, column] = gates_to_state(gates, cache.cells[:, column])
+        cache.states[:, column], cache.left = state, h
+        added: Tensor = self.expand(state)
+        return h + added
+
+
+class _RowCache:
+    """States and cells (h, W, N) of a row, at first of the one above, and what comes from above to the gates."""
+
+    def __init__(self, weight: Tensor, num_images: int, width: int) -> None:
+        self.weight = torch.cat(list(weight), dim=1)  # (4h, 3h)
+        self.states = weight.new_zeros((weight.shape[-1], width, num_images))
+        self.cells = torch.zeros_like(self.states)
+        self.start_row()
+
+    def start_row(self) -> None:
+        """Goes on to the next row."""
+        seen = torch.cat([F.pad(self.states, (0, 0, -offset, offset)) for offset in (0, -1, 1)])
+        self.above = (self.weight @ seen.flatten(1)).unflatten(1, self.states.shape[1:])  # (4h, W, N)
+        self.left = self.states.new_zeros((2 * len(self.states), self.states.shape[-1]))  # input at the pixel before
 
 
 class _RowLSTMNetwork(_LSTMNetwork):
@@ -192,29 +184,8 @@ class _RowLSTMNetwork(_LSTMNetwork):
         modules = [_RowLSTMLayer(hidden, *shape, dropout) for _ in range(layers)]
         super().__init__(modules, hidden, first_kernel, shape if by_place else None)
 
-    def conditionals(self, x: Tensor) -> Iterator[Tensor]:
-        size, _, height, width = x.shape
-        first = ConvCache(self.first, size, width)
-        weights = torch.stack([torch.cat(list(layer.lstm.weight[:, 0]), dim=1) for layer in self.layers])  # (L, 4h, 3h)
-        hidden = x.new_zeros((len(self.layers), weights.shape[-1] // 3, width, size))  # (L, h, W, N) of the row above
-        cells = torch.zeros_like(hidden)
-        for i in range(height):
-            first.start_row()
-            seen = torch.cat([F.pad(hidden, (0, 0, -offset, offset)) for offset in (0, -1, 1)], dim=1)
-            above = (weights @ seen.flatten(2)).view(len(self.layers), -1, width, size)  # (L, 4h, W, N)
-            lefts = [x.new_zeros((len(self.first.weight), size)) for _ in self.layers]  # inputs at the pixel before
-            for j in range(width):
-                y = first.at(j).T  # (2h, N)
-                for index, layer in enumerate(self.layers):
-                    gates = layer.input_to_state(torch.cat([y, lefts[index]])) + above[index, :, j]
-                    lefts[index] = y
-                    hidden[index, :, j], cells[index, :, j] = gates_to_state(gates, cells[index, :, j])
-                    y = y + layer.expand(hidden[index, :, j])
-                yield self._logits(y)[0]
-                first.write(j, x[:, :, i, j])
 
-
-class RowLSTM(_LSTMModel):
+class RowLSTM(RasterModel):
     """p(x_i = 1 | x_<i) by LSTMs that go down the image row by row, each state from three of the row above.
 
     The context is a triangle above the pixel, and the row itself to its left as far as the input-to-state convolutions
@@ -234,10 +205,27 @@ class RowLSTM(_LSTMModel):
         OptionError: A number below one, an even kernel size, a dropout outside of [0, 1), another pixel order.
     """
 
-    network = _RowLSTMNetwork
+    small = {"event_shape": (1, 2, 3), "hidden_size": 3, "num_layers": 2, "first_kernel_size": 3}
+
+    def __init__(
+        self,
+        event_shape: Sequence[int] = (1, 28, 28),
+        hidden_size: int = 16,
+        num_layers: int = 7,
+        first_kernel_size: int = 7,
+        dropout: float = 0.0,
+        bias_by_place: bool = False,
+        order: str = "raster",
+        **options: Unpack[TrainingOptions],
+    ) -> None:
+        super().__init__(event_shape, order, **options)
+        check_network(hidden_size, num_layers, (first_kernel_size,), dropout)
+        self.net = _RowLSTMNetwork(
+            hidden_size, num_layers, self.raster_shape, first_kernel_size, dropout, bias_by_place
+        )
 
 
-class _DiagonalBiLSTMLayer(nn.Module):
+class _DiagonalBiLSTMLayer(CausalLayer):
     """Two LSTMs that go along the diagonals from both upper corners: K^is is 1x1, K^ss 2x1 (sec. 3.2).
 
     The state of a pixel follows from those to its left (or right) and above it. What comes from the right would see the
@@ -266,22 +254,66 @@ class _DiagonalBiLSTMLayer(nn.Module):
         self.register_buffer("scans", scans, persistent=False)  # (2, n) pixels in the order of the scan
         self.register_buffer("places", scans.argsort(1), persistent=False)  # (2, n) where in the scan a pixel is
 
-    def forward(self, x: Tensor) -> Tensor:
-        width = x.shape[2]
-        pixels = x.flatten(1, 2)  # (2h, n, B)
+    def forward(self, h: Tensor, given: Tensor | None = None) -> Tensor:
+        width = h.shape[2]
+        pixels = h.flatten(1, 2)  # (2h, n, B)
         skewed = torch.stack([pixels.index_select(1, scan) for scan in self.scans])  # (2, 2h, n, B)
         gates = torch.baddbmm(self.bias, self.input_to_state, skewed.flatten(2))
         from_left, from_right = self.lstm(gates.view(2, -1, *skewed.shape[2:]))  # (h, n, B) each
-        h = from_left.index_select(1, self.places[0])
-        h = h + F.pad(from_right.index_select(1, self.places[1, :-width]), (0, 0, width, 0))
-        added: Tensor = self.expand(F.dropout(h, self.dropout, self.training))
-        return x + added.view_as(x)
+        states = from_left.index_select(1, self.places[0])
+        states = states + F.pad(from_right.index_select(1, self.places[1, :-width]), (0, 0, width, 0))
+        added: Tensor = self.expand(F.dropout(states, self.dropout, self.training))
+        return h + added.view_as(h)
+
+    def cache(self, num_images: int, height: int, width: int) -> _DiagonalCache:
+        return _DiagonalCache(self, num_images, width)
+
+    def step(self, h: Tensor, cache: _DiagonalCache, row: int, column: int, given: Tensor | None = None) -> Tensor:
+        cache.inputs[:, column] = h
+        gates = torch.addmm(cache.above[:, column], self.input_to_state[0], h)
+        if column:
+            gates.addmm_(self.lstm.weight[0, 0], cache.left[:, column - 1])
+        state, cache.cell = gates_to_state(gates, cache.cell if column else None)
+        cache.left[:, column] = state
+        added: Tensor = self.expand(state + cache.right[:, column])
+        return h + added
+
+
+class _DiagonalCache:
+    """A row's inputs (2h, W, N) and states from the left (h, W, N), at first those of the row above.
+
+    ``above`` (4h, W, N) is what these add to the gates; ``right`` (h, W, N) has the states of that row from the right.
+    """
+
+    def __init__(self, layer: _DiagonalBiLSTMLayer, num_images: int, width: int) -> None:
+        self.layer = layer
+        self.inputs = layer.bias.new_zeros((layer.input_to_state.shape[2], width, num_images))
+        self.left = layer.bias.new_zeros((len(self.inputs) // 2, width, num_images))
+        self.right = torch.zeros_like(self.left)
+        self.cell: Tensor | None = None
+        self.begun = False
+
+    def start_row(self) -> None:
+        """Goes on to the next row: that above it is complete, and can be scanned from the right."""
+        into, bias, (beside, above) = self.layer.input_to_state, self.layer.bias, self.layer.lstm.weight
+        if self.begun:
+            gates = torch.addmm(bias[1], into[1], self.inputs.flatten(1)).addmm_(above[1], self.right.flatten(1))
+            gates, states = gates.unflatten(1, self.left.shape[1:]), torch.empty_like(self.right)
+            h, cell = torch.zeros_like(self.right[:, 0]), None
+            for column in reversed(range(states.shape[1])):
+                h, cell = gates_to_state(torch.addmm(gates[:, column], beside[1], h), cell)
+                states[:, column] = h
+            self.right = states
+        self.above = torch.addmm(bias[0], above[0], self.left.flatten(1)).unflatten(1, self.left.shape[1:])
+        self.begun = True
 
 
 class _DiagonalBiLSTMNetwork(_LSTMNetwork):
     """It sees one more column, of zeros, at the right: only features there have seen the last pixel of the row, which
     could otherwise not reach the start of the next one.
     """
+
+    margin = 1
 
     def __init__(
         self, hidden: int, layers: int, shape: tuple[int, int], first_kernel: int, dropout: float, by_place: bool
@@ -290,57 +322,8 @@ class _DiagonalBiLSTMNetwork(_LSTMNetwork):
         modules = [_DiagonalBiLSTMLayer(hidden, height, width + 1, dropout) for _ in range(layers)]
         super().__init__(modules, hidden, first_kernel, (height, width + 1) if by_place else None)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, (0, 1)))[..., :-1]
 
-    def conditionals(self, x: Tensor) -> Iterator[Tensor]:
-        size, _, height, width = x.shape
-        columns = width + 1
-        first = ConvCache(self.first, size, columns)
-        count, features = len(self.layers), len(self.first.weight)
-        # Of both directions, for all layers: (L, 4h, 2h), (L, 4h, 1), and (L, 4h, h) from beside and from above.
-        into = torch.stack([layer.input_to_state for layer in self.layers], dim=1)
-        bias = torch.stack([layer.bias for layer in self.layers], dim=1)
-        beside, above = torch.stack([layer.lstm.weight for layer in self.layers], dim=2)
-        inputs = x.new_zeros((count, features, columns, size))  # (L, 2h, W + 1, N) of a row, to each layer
-        left = x.new_zeros((count, features // 2, columns, size))  # (L, h, W + 1, N) states of a row
-        right = torch.zeros_like(left)  # those of the row above it
-        for i in range(height):
-            first.start_row()
-            if i > 0:
-                right = self._from_right(into[1], bias[1], beside[1], above[1], inputs, right)
-            base = torch.baddbmm(bias[0], above[0], left.flatten(2)).view(count, -1, columns, size)  # (L, 4h, W + 1, N)
-            cells: list[Tensor | None] = [None] * count
-            for j in range(columns):
-                y = first.at(j).T  # (2h, N)
-                for index, layer in enumerate(self.layers):
-                    inputs[index, :, j] = y
-                    gates = torch.addmm(base[index, :, j], into[0, index], y)
-                    if j > 0:
-                        gates.addmm_(beside[0, index], left[index, :, j - 1])
-                    h, cells[index] = gates_to_state(gates, cells[index])
-                    left[index, :, j] = h
-                    y = y + layer.expand(h + right[index, :, j])
-                if j < width:
-                    yield self._logits(y)[0]
-                    first.write(j, x[:, :, i, j])
-
-    @staticmethod
-    def _from_right(
-        into: Tensor, bias: Tensor, beside: Tensor, above: Tensor, inputs: Tensor, before: Tensor
-    ) -> Tensor:
-        """States (L, h, W + 1, N) of a row that is complete, from the right, all layers at once."""
-        gates = torch.baddbmm(bias, into, inputs.flatten(2)).baddbmm_(above, before.flatten(2))
-        gates = gates.view(len(inputs), -1, *inputs.shape[2:])  # (L, 4h, W + 1, N)
-        states = torch.empty_like(before)
-        h, cell = torch.zeros_like(before[:, :, 0]), None
-        for j in reversed(range(inputs.shape[2])):
-            h, cell = gates_to_state(torch.baddbmm(gates[:, :, j], beside, h), cell)
-            states[:, :, j] = h
-        return states
-
-
-class DiagonalBiLSTM(_LSTMModel):
+class DiagonalBiLSTM(RasterModel):
     """p(x_i = 1 | x_<i) by LSTMs that go along the diagonals from both upper corners: every earlier pixel is context.
 
     Args:
@@ -357,4 +340,21 @@ class DiagonalBiLSTM(_LSTMModel):
         OptionError: A number below one, an even kernel size, a dropout outside of [0, 1), another pixel order.
     """
 
-    network = _DiagonalBiLSTMNetwork
+    small = {"event_shape": (1, 2, 3), "hidden_size": 3, "num_layers": 2, "first_kernel_size": 3}
+
+    def __init__(
+        self,
+        event_shape: Sequence[int] = (1, 28, 28),
+        hidden_size: int = 16,
+        num_layers: int = 7,
+        first_kernel_size: int = 7,
+        dropout: float = 0.0,
+        bias_by_place: bool = False,
+        order: str = "raster",
+        **options: Unpack[TrainingOptions],
+    ) -> None:
+        super().__init__(event_shape, order, **options)
+        check_network(hidden_size, num_layers, (first_kernel_size,), dropout)
+        self.net = _DiagonalBiLSTMNetwork(
+            hidden_size, num_layers, self.raster_shape, first_kernel_size, dropout, bias_by_place
+        )

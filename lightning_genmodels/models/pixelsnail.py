@@ -10,7 +10,7 @@ the order, and the attention does not read the image anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from lightning_genmodels.base import OrderMixture, TrainingOptions
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import at_least_float32
 from lightning_genmodels.nn.patches import PATCH, draw_patch, patch_states, pixel_logits
-from lightning_genmodels.nn.raster import CausalConv2d, ConvCache, Pointwise
+from lightning_genmodels.nn.raster import CausalConv2d, CausalLayer, CausalNetwork, ConvCache, Pointwise
 from lightning_genmodels.orders import patch_grid
 from lightning_genmodels.system import tracked
 
@@ -37,7 +37,7 @@ class _ChannelNorm(nn.LayerNorm):
         return F.layer_norm(last, self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
 
 
-class _GatedBlock(nn.Module):
+class _GatedBlock(CausalLayer):
     """A gated residual block (Chen et al. 2018, fig. 3): a causal convolution, and a gate that is told the order."""
 
     def __init__(self, channels: int, kernel_size: int, num_orders: int, dropout: float) -> None:
@@ -51,24 +51,27 @@ class _GatedBlock(nn.Module):
         nn.init.zeros_(self.gate.weight)  # a block starts as the identity
         nn.init.zeros_(self.gate.bias)
 
-    def forward(self, x: Tensor, which: Tensor) -> Tensor:
-        """Maps (B, C, H, W), and the orders (B,) that images were turned for."""
-        return self._add(x, self.conv(F.silu(self.norm(x))), which)
+    def forward(self, h: Tensor, given: Tensor | None = None) -> Tensor:
+        """Maps (B, C, H, W), given the orders (B,) that images were turned for."""
+        return self._add(h, self.conv(F.silu(self.norm(h))), given)
 
-    def step(self, x: Tensor, which: Tensor, cache: ConvCache, column: int) -> Tensor:
-        """Maps the features (N, C) of one position."""
-        cache.write(column, F.silu(self.norm(x)))
-        return self._add(x, cache.at(column), which)
+    def cache(self, num_images: int, height: int, width: int) -> ConvCache:
+        """What the convolution sees."""
+        return self.conv.cache(num_images, height, width)
 
-    def _add(self, x: Tensor, y: Tensor, which: Tensor) -> Tensor:
-        told = self.order(which)
+    def step(self, h: Tensor, cache: ConvCache, row: int, column: int, given: Tensor | None = None) -> Tensor:
+        """Maps the features (N, C) of one patch."""
+        return self._add(h, self.conv.step(F.silu(self.norm(h)), cache, row, column), given)
+
+    def _add(self, x: Tensor, y: Tensor, given: Tensor | None) -> Tensor:
+        told = self.order(given)
         y = F.silu(y + (told if y.ndim == 2 else told[:, :, None, None]))
         a, b = self.gate(F.dropout(y, self.dropout, self.training)).chunk(2, dim=1)
         added: Tensor = a * torch.sigmoid(b)
         return x + added
 
 
-class _Attention(nn.Module):
+class _Attention(CausalLayer):
     """Attention of every position to what was known at the earlier ones and at itself (Chen et al. 2018, fig. 3).
 
     Features at a position have seen only what comes before it, so it may attend to its own.
@@ -84,39 +87,43 @@ class _Attention(nn.Module):
         nn.init.zeros_(self.mix.weight)
         nn.init.zeros_(self.mix.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, h: Tensor, given: Tensor | None = None) -> Tensor:
         """Maps (B, C, H, W)."""
-        size, _, height, width = x.shape
-        projected = self.project(self.norm(x)).permute(0, 2, 3, 1).reshape(size, height * width, 3, self.heads, -1)
+        size, _, height, width = h.shape
+        projected = self.project(self.norm(h)).permute(0, 2, 3, 1).reshape(size, height * width, 3, self.heads, -1)
         q, k, v = projected.permute(2, 0, 3, 1, 4)  # (B, heads, n, d) each
-        if x.device.type == "cpu":  # in float32: there the backward pass in bfloat16 takes twice as long
+        if h.device.type == "cpu":  # in float32: there the backward pass in bfloat16 takes twice as long
             with torch.autocast("cpu", enabled=False):
                 q, k, v = (at_least_float32(part) for part in (q, k, v))
                 seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         seen = seen.transpose(1, 2).reshape(size, height, width, -1).permute(0, 3, 1, 2)
-        return self._add(x, seen.to(x.dtype))
+        return self._add(h, seen.to(h.dtype))
 
-    def cache(self, num_images: int, positions: int) -> Tensor:
-        """Room for the keys and values of all positions, (2, N, heads, n, d)."""
+    def cache(self, num_images: int, height: int, width: int) -> Tensor:
+        """Room for the keys and values of all patches, (2, N, heads, H, W, d)."""
         size = self.project.in_features // self.heads
-        return self.project.weight.new_zeros((2, num_images, self.heads, positions, size))
+        return self.project.weight.new_zeros((2, num_images, self.heads, height, width, size))
 
-    def step(self, x: Tensor, cache: Tensor, position: int) -> Tensor:
-        """Maps the features (N, C) of one position."""
-        q, k, v = self.project(self.norm(x)).view(len(x), 3, self.heads, -1).unbind(1)
-        cache[0, :, :, position], cache[1, :, :, position] = k, v
-        known = cache[:, :, :, : position + 1]
-        seen = F.scaled_dot_product_attention(q.unsqueeze(2), known[0], known[1])
-        return self._add(x, seen.flatten(1))
+    def start_row(self, cache: Tensor, above: Tensor | None) -> Tensor | None:
+        """Nothing: it sees all rows."""
+        return above
+
+    def step(self, h: Tensor, cache: Tensor, row: int, column: int, given: Tensor | None = None) -> Tensor:
+        """Maps the features (N, C) of one patch."""
+        q, k, v = self.project(self.norm(h)).view(len(h), 3, self.heads, -1).unbind(1)
+        cache[0, :, :, row, column], cache[1, :, :, row, column] = k, v
+        keys, values = cache.flatten(3, 4)[:, :, :, : row * cache.shape[4] + column + 1]
+        seen = F.scaled_dot_product_attention(q.unsqueeze(2), keys, values)
+        return self._add(h, seen.flatten(1))
 
     def _add(self, x: Tensor, seen: Tensor) -> Tensor:
         added: Tensor = self.mix(F.dropout(seen, self.dropout, self.training))
         return x + added
 
 
-class _Network(nn.Module):
+class _Network(CausalNetwork):
     """Logits of the 16 states of all patches, in raster order of the patches."""
 
     def __init__(
@@ -142,51 +149,29 @@ class _Network(nn.Module):
         self.head = Pointwise(channels, channels)
         self.output = Pointwise(channels, 2**PATCH)
 
-    def forward(self, patches: Tensor, which: Tensor) -> Tensor:
-        """Maps patches (B, 4, H, W) and their orders (B,) to logits (B, 16, H, W)."""
-        before = F.pad(patches.flatten(2), (1, -1)).view_as(patches)
-        h = (self.first(patches) + self.previous(before)).contiguous(memory_format=torch.channels_last)
-        for index, block in enumerate(self.blocks):
-            h = block(h, which)
-            attention = self._attention_after(index)
-            if attention is not None:
-                h = attention(h)
-        return self._logits(h)
+    def sequence(self) -> list[CausalLayer]:
+        layers: list[CausalLayer] = []
+        for index, block in enumerate(self.blocks, 1):
+            layers.append(block)
+            if self.every and index % self.every == 0:
+                layers.append(self.attention[index // self.every - 1])
+        return layers
 
-    def _attention_after(self, index: int) -> Any:
-        """The attention that follows a gated block, or None."""
-        return self.attention[index // self.every] if self.every and (index + 1) % self.every == 0 else None
+    def edges(self) -> list[nn.Module]:
+        return [self.first, self.previous, self.output]
 
-    def _logits(self, h: Tensor) -> Tensor:
+    def embed(self, x: Tensor) -> Tensor:
+        before = F.pad(x.flatten(2), (1, -1)).view_as(x)
+        h: Tensor = self.first(x) + self.previous(before)
+        return h.contiguous(memory_format=torch.channels_last)
+
+    def embed_next(self, before: Tensor, cache: ConvCache, row: int, column: int) -> Tensor:
+        embedded: Tensor = super().embed_next(before, cache, row, column) + self.previous(before)
+        return embedded
+
+    def logits(self, h: Tensor) -> Tensor:
         logits: Tensor = self.output(F.silu(self.head(F.silu(self.norm(h)))))
         return logits
-
-    def conditionals(self, patches: Tensor, which: Tensor) -> Iterator[Tensor]:
-        """Yields the logits (N, 16) of one patch after the other, each from what was kept of those before it.
-
-        Args:
-            patches: (N, 4, H, W); the caller writes a patch into it before asking for the next one's logits. A patch is
-                never read before that.
-            which: (N,) orders.
-        """
-        size, _, height, width = patches.shape
-        first = ConvCache(self.first, size, width)
-        caches = [ConvCache(block.conv, size, width) for block in self.blocks]
-        kept = [attention.cache(size, height * width) for attention in self.attention]
-        before = patches.new_zeros((size, PATCH))
-        for i in range(height):
-            for cache in (first, *caches):
-                cache.start_row()
-            for j in range(width):
-                h = first.at(j) + self.previous(before)  # (N, C)
-                for index, (block, cache) in enumerate(zip(self.blocks, caches, strict=True)):
-                    h = block.step(h, which, cache, j)
-                    attention = self._attention_after(index)
-                    if attention is not None:
-                        h = attention.step(h, kept[index // self.every], i * width + j)
-                yield self._logits(h)
-                before = patches[:, :, i, j]
-                first.write(j, before)
 
 
 class PixelSNAIL(OrderMixture):
@@ -283,7 +268,7 @@ class PixelSNAIL(OrderMixture):
 
     def edges(self) -> list[nn.Module]:
         """The layers that read patches or write logits."""
-        return [self.net.first, self.net.previous, self.net.output]
+        return self.net.edges()
 
     def training_loss(self, x: Tensor) -> Tensor:
         """Mean negative log-likelihood in nats per image, each in an order drawn at random, all equally often."""

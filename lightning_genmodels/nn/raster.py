@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,25 +14,106 @@ from torch import Tensor, nn
 from lightning_genmodels.errors import OptionError
 
 
-class RasterNetwork(nn.Module, ABC):
-    """Logits of all conditionals of an image in raster order: all at once, or one after the other from caches."""
+class CausalLayer(nn.Module, ABC):
+    """A layer of a :class:`CausalNetwork`, which sees no later place: for a whole map at once, and for the next place.
+
+    ``given`` is what the whole image is conditioned on, such as the index of a pixel order; most layers ignore it.
+    """
 
     @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """Log-odds of p(x_i = 1 | x_<i), (B, 1, H, W), of images (B, 1, H, W) in {0, 1}."""
-
-    def edges(self) -> list[nn.Module]:
-        """Layers that read pixels or write logits, by their names."""
-        return [self.get_submodule("first"), self.get_submodule("output")]
+    def forward(self, h: Any, given: Tensor | None = None) -> Any:
+        """Maps the features of all places, (B, C, H, W)."""
 
     @abstractmethod
-    def conditionals(self, x: Tensor) -> Iterator[Tensor]:
-        """Yields the log-odds (N,) of one pixel after the other, each computed from what was kept of those before it.
+    def cache(self, num_images: int, height: int, width: int) -> Any:
+        """What :meth:`step` keeps of earlier places."""
+
+    def start_row(self, cache: Any, above: Tensor | None) -> Tensor | None:
+        """Goes on to the next row; those above it are complete.
 
         Args:
-            x: (N, 1, H, W); the caller writes a pixel into it before asking for the next one's logits. A pixel is
-                never read before that.
+            cache: See :meth:`cache`.
+            above: (N, C, W) what the layer below says of the row above; None for the first row.
+
+        Returns:
+            What this layer says of it to the next one.
         """
+        cache.start_row()
+        return above
+
+    @abstractmethod
+    def step(self, h: Tensor, cache: Any, row: int, column: int, given: Tensor | None = None) -> Tensor:
+        """Maps the features (N, C) of the next place, from those before it: equal to :meth:`forward` there."""
+
+
+class CausalNetwork(nn.Module):
+    """Logits of all conditionals of a map in raster order: all at once, or one after the other from caches.
+
+    ``first`` sees the places before, and not the place itself; the layers of :meth:`sequence`, ``head`` and ``output``
+    follow.
+    """
+
+    first: Any
+    layers: Any
+    head: Any
+    output: Any
+
+    margin: ClassVar[int] = 0
+    """Columns of zeros that the network sees to the right of a map."""
+
+    def sequence(self) -> Sequence[CausalLayer]:
+        """The layers after the first, in the order of their use."""
+        layers: Sequence[CausalLayer] = self.layers
+        return layers
+
+    def edges(self) -> list[nn.Module]:
+        """Layers that read pixels or write logits."""
+        return [self.first, self.output]
+
+    def embed(self, x: Tensor) -> Any:
+        """The features of all places before the layers, of a map (B, C, H, W)."""
+        return self.first(x).contiguous(memory_format=torch.channels_last)
+
+    def embed_next(self, before: Tensor, cache: Any, row: int, column: int) -> Tensor:
+        """The features of the next place before the layers, given the value (N, C) of the place before it."""
+        embedded: Tensor = self.first.step(before, cache, row, column)
+        return embedded
+
+    def logits(self, h: Any) -> Tensor:
+        """Logits, given the features of all places or of one."""
+        logits: Tensor = self.output(F.relu(self.head(F.relu(h))))
+        return logits
+
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        """Logits (B, O, H, W) of maps (B, C, H, W)."""
+        h = self.embed(F.pad(x, (0, self.margin)))
+        for layer in self.sequence():
+            h = layer(h, given)
+        return self.logits(h)[..., : x.shape[-1]]
+
+    def conditionals(self, x: Tensor, given: Tensor | None = None) -> Iterator[Tensor]:
+        """Yields the logits (N, O) of one place after the other, each computed from what was kept of those before it.
+
+        Args:
+            x: (N, C, H, W); the caller writes a place into it before asking for the next one's logits. A place is
+                never read before that.
+            given: See :class:`CausalLayer`.
+        """
+        size, channels, height, width = x.shape
+        layers = [self.first, *self.sequence()]
+        caches = [layer.cache(size, height, width + self.margin) for layer in layers]
+        before = x.new_zeros((size, channels))
+        for row in range(height):
+            above = x[:, :, row - 1] if row else None
+            for layer, cache in zip(layers, caches, strict=True):
+                above = layer.start_row(cache, above)
+            for column in range(width + self.margin):
+                h = self.embed_next(before, caches[0], row, column)
+                for layer, cache in zip(layers[1:], caches[1:], strict=True):
+                    h = layer.step(h, cache, row, column, given)
+                if column < width:
+                    yield self.logits(h)
+                    before = x[:, :, row, column]
 
 
 def check_network(hidden_size: int, num_layers: int, kernel_sizes: Sequence[int], dropout: float) -> None:
@@ -49,7 +130,7 @@ def check_network(hidden_size: int, num_layers: int, kernel_sizes: Sequence[int]
         )
 
 
-class CausalConv2d(nn.Module):
+class CausalConv2d(CausalLayer):
     """A convolution that sees what comes before a pixel in raster order (van den Oord et al. 2016, fig. 4).
 
     Rows below the pixel, which the paper masks, are left out of the kernel; only the pixels to its right are masked.
@@ -78,6 +159,7 @@ class CausalConv2d(nn.Module):
         height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         self.above, self.side = height // 2, width // 2  # rows above, and columns on each side, that are seen
         self.left = width if mask is None else self.side + (mask == "B")  # pixels seen in the row itself
+        self.sees_itself = mask != "A"
         visible = torch.ones(self.above + 1, width, device="cpu")
         visible[-1, self.left :] = 0
         self.register_buffer("mask", visible, persistent=False)
@@ -86,12 +168,30 @@ class CausalConv2d(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs).uniform_(-bound, bound)) if bias else None
         self.bias_of_places = nn.Parameter(torch.zeros(outputs, *places)) if places else None  # (outputs, H, W)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, h: Tensor, given: Tensor | None = None) -> Tensor:
         """Maps (B, inputs, H, W) to (B, outputs, H, W)."""
         # Rows are padded at the top alone: cropping the result instead leaves it, and its gradient, with gaps.
-        x = F.pad(x, (0, 0, self.above, 0)) if self.above else x
-        y = F.conv2d(x, self.weight * self.mask, self.bias, padding=(0, self.side))
+        h = F.pad(h, (0, 0, self.above, 0)) if self.above else h
+        y = F.conv2d(h, self.weight * self.mask, self.bias, padding=(0, self.side))
         return y if self.bias_of_places is None else y + self.bias_of_places
+
+    def cache(self, num_images: int, height: int, width: int) -> ConvCache:
+        """The rows that it sees."""
+        return ConvCache(self, num_images, width)
+
+    def start_row(self, cache: ConvCache, above: Tensor | None) -> Tensor | None:
+        """Goes on to the next row; with mask A, no step has seen the last value of the row above."""
+        if above is not None and not self.sees_itself:
+            cache.write(above.shape[2] - 1, above[:, :, -1])
+        return super().start_row(cache, above)
+
+    def step(self, h: Tensor, cache: ConvCache, row: int, column: int, given: Tensor | None = None) -> Tensor:
+        """Maps the value (N, inputs) of a place to (N, outputs); with mask A, that of the place before it."""
+        if self.sees_itself:
+            cache.write(column, h)
+        elif column:
+            cache.write(column - 1, h)
+        return cache.at(column)
 
 
 class ConvCache:
