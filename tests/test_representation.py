@@ -8,59 +8,41 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import all_images
+from torch import Tensor
 
 from lightning_genmodels import BinarizedMNISTDataModule, load
 from lightning_genmodels.cli import main
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.evaluation.probe import linear_probe, random_encoder
 from lightning_genmodels.models import VAE, Autoencoder
-from lightning_genmodels.nn.mixture import GaussianMixture
 from lightning_genmodels.training.callbacks import best_path
 
 
-def test_mixture_is_standard_normal_before_it_is_fitted() -> None:
-    mixture = GaussianMixture(3, 2).double()
-    z = torch.randn(10, 2, dtype=torch.float64)
-    assert torch.allclose(mixture.log_prob(z), torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1))
+def test_draws_of_codes_have_the_mean_and_the_covariance_of_the_training_codes() -> None:
+    torch.manual_seed(0)
+    model = Autoencoder((1, 4, 4), hidden_sizes=(20,), code_dim=3)
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.mul_(3)
+    images = torch.randint(2, (5000, 1, 4, 4), dtype=torch.uint8)
+    z = model.encode(images).detach().double()
+    model.finalize(images)
+    covariance = model.code_scale @ model.code_scale.T
+    assert torch.allclose(model.code_mean.double(), z.mean(0), atol=1e-5)
+    assert torch.allclose(covariance.double(), z.T.cov(correction=0), atol=2e-3 * z.var(0).mean().item())
+    codes: list[Tensor] = []
+    model.decoder.register_forward_pre_hook(lambda module, given: codes.append(given[0]))
+    model.sample(50_000)
+    drawn = torch.cat(codes).double()
+    assert torch.allclose(drawn.mean(0), z.mean(0), atol=0.03 * z.std(0).mean().item())
+    assert torch.allclose(drawn.T.cov(), z.T.cov(), atol=0.03 * z.var(0).mean().item())
 
 
-def test_mixture_finds_the_clusters_of_its_codes() -> None:
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.tensor([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0]])
-    share = torch.tensor([0.5, 0.3, 0.2])
-    which = torch.multinomial(share, 6000, replacement=True, generator=generator)
-    z = centres[which] + 0.5 * torch.randn(6000, 2, generator=generator)
-    z[:, 1] += 0.4 * z[:, 0]  # covariances are not diagonal
-    mixture = GaussianMixture(3, 2)
-    likelihoods = [mixture.log_prob(z).mean()]
-    for steps in (0, 1, 5, 50):
-        mixture.fit(z, steps=steps, seed=3)
-        likelihoods.append(mixture.log_prob(z).mean())
-    assert likelihoods == sorted(likelihoods)
-    assert torch.allclose(mixture.log_weights.exp().sort().values, share.sort().values, atol=0.03)
-    drawn = mixture.sample(20_000, generator=generator)
-    assert torch.allclose(drawn.mean(0), z.mean(0), atol=0.15)
-    assert torch.allclose(drawn.T.cov(), z.T.cov(), rtol=0.1, atol=0.2)
-
-
-def test_one_component_is_fitted_in_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(500, 3, generator=generator) @ torch.tensor([[1.0, 0.5, 0.0], [0.0, 2.0, 0.3], [0.0, 0.0, 0.7]]) + 3
-    steps: list[None] = []
-    log_joint = GaussianMixture._log_joint
-    monkeypatch.setattr(GaussianMixture, "_log_joint", lambda *a: (steps.append(None), log_joint(*a))[1])
-    mixture = GaussianMixture(1, 3)
-    mixture.fit(z, steps=1000)
-    assert len(steps) < 10
-    assert torch.allclose(mixture.means[0], z.mean(0), atol=1e-5)
-    covariance = mixture.scale_tril[0] @ mixture.scale_tril[0].T
-    assert torch.allclose(covariance, z.T.cov(correction=0), atol=0.01)
-
-
-def test_mixture_survives_more_components_than_codes() -> None:
-    mixture = GaussianMixture(5, 3)
-    mixture.fit(torch.zeros(2, 3))
-    assert torch.isfinite(mixture.sample(10)).all()
+def test_constant_codes_can_be_drawn() -> None:
+    model = Autoencoder(**Autoencoder.small)
+    model.finalize(torch.zeros(2, *model.event_shape))
+    assert torch.isfinite(model.code_scale).all()
+    assert model.sample(10).shape == (10, *model.event_shape)
 
 
 def test_corruption_is_for_training_alone() -> None:
@@ -96,16 +78,16 @@ def test_options_that_make_no_sense_are_refused(arguments: dict[str, object]) ->
 
 def test_export_fits_the_density_and_keeps_it(run_folder: Path) -> None:
     main([
-        "fit", "--model=autoencoder", "--model.code_dim=4", "--model.mixture_components=3", "--data.source=digits",
+        "fit", "--model=autoencoder", "--model.code_dim=4", "--data.source=digits",
         "--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.enable_progress_bar=false",
         "--trainer.accelerator=cpu", "--trainer.default_root_dir=run", "--samples.every_n_epochs=0",
     ])  # fmt: skip
     before, exported = load(best_path("run")), load("run/weights")
-    assert torch.equal(before.density.means, torch.zeros(3, 4))
+    assert torch.equal(before.code_mean, torch.zeros(4))
     main(["export", str(best_path("run")), "again", "--data.source=digits"])
     again = load("again")
     codes = exported.encode(BinarizedMNISTDataModule(source="digits").images("train"))
-    assert exported.density.log_prob(codes).mean() > before.density.log_prob(codes).mean() + 1
+    assert torch.allclose(exported.code_mean, codes.mean(0), atol=1e-5)
     for key, value in exported.state_dict().items():
         assert torch.equal(value, again.state_dict()[key]), key
     first, second = (m.sample(9, generator=torch.Generator().manual_seed(0)) for m in (exported, again))

@@ -1,8 +1,8 @@
 """The autoencoder, and the denoising one (Vincent, Larochelle, Bengio and Manzagol 2008, "Extracting and Composing
 Robust Features with Denoising Autoencoders").
 
-It learns codes, and no density. To draw images all the same, a mixture of Gaussians is fitted to the codes of the
-training images when the weights are exported, and its draws are decoded.
+It learns codes, and no density. To sample all the same, a Gaussian is fitted to the codes of the training images when
+the weights are exported, and draws from it are decoded.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from typing_extensions import Unpack
 
 from lightning_genmodels.base import GenerativeModel, RepresentationModel, TrainingOptions
 from lightning_genmodels.base.metrics import NegativeLogLikelihood
-from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import at_least_float32, bernoulli_log_prob, check_codes, mean_logits
+from lightning_genmodels.errors import OptionError, at_least
+from lightning_genmodels.functional import as_float64, at_least_float32, bernoulli_log_prob, check_codes, mean_logits
 from lightning_genmodels.nn.coders import Network, coders, output_bias
-from lightning_genmodels.nn.mixture import GaussianMixture
-from lightning_genmodels.random import sample_bernoulli
+from lightning_genmodels.random import sample_bernoulli, standard_normal
 from lightning_genmodels.training.optimizers import ends
 
 
@@ -40,7 +39,6 @@ class Autoencoder(GenerativeModel, RepresentationModel):
             and in the decoder one that doubles it, with SiLU (Hendrycks and Gimpel 2016).
         rectify: Whether codes are rectified: none is negative, and many are 0 (Glorot, Bordes and Bengio 2011, "Deep
             Sparse Rectifier Neural Networks"). A linear map then reads more off them than off linear codes.
-        mixture_components: Gaussians of the density from which codes are drawn; its draws are rectified as codes are.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
     Raises:
@@ -49,7 +47,11 @@ class Autoencoder(GenerativeModel, RepresentationModel):
 
     monitor = "val/reconstruction"
     finalizes = True
-    small = {"event_shape": (1, 2, 3), "hidden_sizes": (5,), "code_dim": 2, "mixture_components": 2}
+    code_mean: Tensor
+    code_scale: Tensor
+    """Cholesky factor (D, D) of the covariance of the codes."""
+
+    small = {"event_shape": (1, 2, 3), "hidden_sizes": (5,), "code_dim": 2}
 
     def __init__(
         self,
@@ -59,22 +61,18 @@ class Autoencoder(GenerativeModel, RepresentationModel):
         corruption: float = 0.0,
         network: Network = "mlp",
         rectify: bool = False,
-        mixture_components: int = 10,
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(event_shape, **options)
-        if min([*hidden_sizes, code_dim, mixture_components]) < 1:
-            raise OptionError(
-                f"expected sizes of at least 1, got hidden_sizes={tuple(hidden_sizes)}, code_dim={code_dim}, "
-                f"mixture_components={mixture_components}"
-            )
+        at_least(1, code_dim=code_dim, hidden_sizes=hidden_sizes)
         if not 0.0 <= corruption < 1.0:
             raise OptionError(f"expected corruption in [0, 1), got {corruption}")
         self.corruption = corruption
         self.rectify = rectify
         self.code_dim = code_dim
         self.encoder, self.decoder = coders(network, self.event_shape, hidden_sizes, code_dim, code_dim)
-        self.density = GaussianMixture(mixture_components, code_dim)
+        self.register_buffer("code_mean", torch.zeros(code_dim))
+        self.register_buffer("code_scale", torch.eye(code_dim))
         self.val_reconstruction = NegativeLogLikelihood(self.event_shape)
         self.test_reconstruction = NegativeLogLikelihood(self.event_shape)
 
@@ -88,8 +86,13 @@ class Autoencoder(GenerativeModel, RepresentationModel):
 
     @torch.no_grad()
     def finalize(self, images: Tensor) -> None:
-        """Fits the density of the codes to those of the training images."""
-        self.density.fit(torch.cat([self.encode(part) for part in images.split(1000)]))
+        """Fits the Gaussian to the codes of the training images, (N, 1, H, W): their mean and covariance."""
+        z = as_float64(torch.cat([self.encode(part) for part in images.split(1000)]))
+        covariance = z.T.cov(correction=0).view(self.code_dim, self.code_dim)
+        # A little of the overall variance keeps it positive definite where codes are constant.
+        ridge = 1e-3 * covariance.diagonal().mean().clamp(min=1e-6) * torch.eye(self.code_dim).to(z)
+        self.code_mean.copy_(z.mean(0))
+        self.code_scale.copy_(torch.linalg.cholesky(covariance + ridge))
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes (B, D) of binary images (B, 1, H, W)."""
@@ -123,8 +126,9 @@ class Autoencoder(GenerativeModel, RepresentationModel):
         return self._logged(self.training_loss(self._taken(batch)))
 
     def _sample(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
-        codes = self._rectified(self.density.sample(num_samples, generator))
-        return sample_bernoulli(self.decode(codes), generator)
+        noise = standard_normal(1, num_samples, (self.code_dim,), generator, like=self.code_mean)[0]
+        codes = self.code_mean + noise @ self.code_scale.T
+        return sample_bernoulli(self.decode(self._rectified(codes)), generator)
 
     def _rectified(self, z: Tensor) -> Tensor:
         return F.relu(z) if self.rectify else z
