@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lightning_genmodels.models import (
         FVBN,
         GAN,
+        IWAE,
         MADE,
         NADE,
         VAE,
@@ -55,6 +56,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FVBN",
     "GAN",
+    "IWAE",
     "MADE",
     "NADE",
     "VAE",

@@ -1,4 +1,4 @@
-"""The errors that a user can mend. Each message says what was expected, what came, and the way out.
+"""Errors that a user can fix. Each message says what was expected, what was given, and what to do.
 
 The command line prints them as one line; any other exception is a defect and keeps its traceback.
 """
@@ -20,19 +20,19 @@ class GenmodelsError(Exception):
 
 
 class OptionError(GenmodelsError, ValueError):
-    """An option with a value that it cannot have."""
+    """An option with an invalid value."""
 
 
 class ImageError(GenmodelsError, ValueError):
-    """Images of a wrong shape or with pixels other than 0 and 1, or a file that holds none."""
+    """Images of a wrong shape or with pixels other than 0 and 1, or a file without images."""
 
 
 class DataError(GenmodelsError, RuntimeError):
-    """Data that are missing, cannot be fetched, or are not what they should be."""
+    """Data that are missing, cannot be downloaded, or fail their checksum."""
 
 
 class WeightsError(GenmodelsError, RuntimeError):
-    """Weights that are missing, damaged, or not what they should be."""
+    """Weights that are missing, damaged, or of another model."""
 
 
 class FileError(GenmodelsError, OSError):
@@ -48,7 +48,7 @@ class ModelError(GenmodelsError, ImportError):
 
 
 class UnknownNameError(GenmodelsError, LookupError):
-    """A name that names nothing; the message lists what there is."""
+    """An unknown name; the message lists the known ones."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         known = sorted(known)
@@ -58,7 +58,7 @@ class UnknownNameError(GenmodelsError, LookupError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line."""
+    """The first line of another library's error message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

@@ -1,4 +1,4 @@
-"""Pure functions on tensors: log-likelihoods, log-mean-exp, seeds and noise, image checks, pixel orders.
+"""Pure functions on tensors: log-likelihoods, checks of images and codes, drawing pixels in order.
 
 Nothing here knows of a module, a data set or a trainer. All logarithms are natural, so log-likelihoods are in nats.
 """

@@ -1,4 +1,4 @@
-"""What the package asks of the machine: files that are written whole, memory, processes, progress bars."""
+"""System helpers: atomic file writes, memory, process groups, progress bars."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def main(
     """
     data.prepare_data()
     model = train(data, epochs) if weights is None else load(weights)
-    if not isinstance(model, VAE) or model.latent_dim != 2 or model.top_latent_dim:
+    if not isinstance(model, VAE) or model.num_latents != 2 or len(getattr(model, "latent_dims", [2])) > 1:
         raise OptionError("quadrature needs a VAE with one layer of two latent variables")
     x = data.images("test")[:num_images].float()
     found = terms(model, x)

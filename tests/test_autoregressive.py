@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_genmodels.base import AutoregressiveModel, ExplicitModel, OrderMixture
 from lightning_genmodels.errors import ImageError, OptionError
 from lightning_genmodels.evaluation.divergence import all_images
-from lightning_genmodels.evaluation.likelihood import estimators, score
+from lightning_genmodels.evaluation.likelihood import figures_of, score
 from lightning_genmodels.functional import bernoulli_log_prob, fill_in_order, log_mean_exp
 from lightning_genmodels.models import (
     FVBN,
@@ -360,8 +360,8 @@ def test_eonade_sees_centred_inputs() -> None:
 def test_a_mixture_is_evaluated_beside_its_first_order() -> None:
     model = randomized(MIXTURES["made"]())
     x = all_images(SHAPE)
-    assert list(estimators(model, 1)) == ["nll", "nll_first_order"]
-    found = {figure: score(model, x, range(len(x)), figure) for figure in estimators(model, 1)}
+    assert [figure.name for figure in figures_of(model, 1)] == ["nll", "nll_first_order"]
+    found = {figure.name: score(model, x, range(len(x)), figure) for figure in figures_of(model, 1)}
     assert torch.allclose(found["nll"], model.log_prob(x))
     assert torch.allclose(found["nll_first_order"], bernoulli_log_prob(model.conditional_logits(x.double(), 0), x))
-    assert list(estimators(MADE(SHAPE, num_orders=1), 1)) == ["nll"]
+    assert [figure.name for figure in figures_of(MADE(SHAPE, num_orders=1), 1)] == ["nll"]

@@ -188,7 +188,7 @@ def test_warm_start_from_another_architecture_says_what_to_do(
 ) -> None:
     main(["export", str(best_path(trained)), "exported"])
     options = ["--model=vae", "--model.init_from=exported", "--trainer.default_root_dir=other"]
-    for other in ("--model.top_latent_dim=3", "--model.latent_dim=3"):  # other tensors, other shapes
+    for other in ("--model.network=conv", "--model.latent_dim=3"):  # other tensors, other shapes
         with pytest.raises(SystemExit):
             main(["fit", *SHORT, *options, other])
         assert "train a model of the options that these weights were trained with" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from lightning import Trainer
 from lightning_genmodels import BinarizedMNISTDataModule
 from lightning_genmodels.base import LatentVariableModel, RepresentationModel
 from lightning_genmodels.evaluation.quality import evaluate_quality
-from lightning_genmodels.evaluation.run import evaluate
+from lightning_genmodels.evaluation.run import Protocol, evaluate
 from lightning_genmodels.functional import has_float64
 from lightning_genmodels.models import Bernoulli
 from lightning_genmodels.weights.names import model_class
@@ -46,7 +46,7 @@ with Pretend():
         model._sample = lambda *args: seen.append(next(model.parameters()).device.type) or sample(*args)
         model.eval()
         ais = 3 if isinstance(model, LatentVariableModel) else 0
-        report = evaluate(model, data, accelerator=PretendedAccelerator(), limit=20, num_particles=3, ais=ais)
+        report = evaluate(model, data, Protocol(accelerator=PretendedAccelerator(), limit=20, num_particles=3, ais=ais))
         del model._sample
         before = model.device.type
         model.to(DEVICE)

@@ -18,7 +18,7 @@ from lightning_genmodels import BinarizedMNISTDataModule, list_models, load
 from lightning_genmodels.base import AdversarialModel, ExplicitModel, LatentVariableModel
 from lightning_genmodels.cli import main
 from lightning_genmodels.errors import GenmodelsError, WeightsError
-from lightning_genmodels.evaluation.run import evaluate
+from lightning_genmodels.evaluation.run import Protocol, evaluate
 from lightning_genmodels.functional import draw_pixel
 from lightning_genmodels.models import NADE, VAE, Bernoulli
 from lightning_genmodels.random import keyed_generators, sample_bernoulli
@@ -48,18 +48,20 @@ def test_a_subset_is_the_head_of_one_permutation(digits: BinarizedMNISTDataModul
 def test_an_evaluation_of_some_images_takes_that_subset_and_says_so(digits: BinarizedMNISTDataModule) -> None:
     torch.manual_seed(0)
     model = NADE((1, 8, 8), 5).eval()
-    report = evaluate(model, digits, limit=60, accelerator="cpu")
+    report = evaluate(model, digits, Protocol(limit=60, accelerator="cpu"))
     assert report is not None
     expected = -model.log_prob(digits.images("test")[digits.subset("test", 60)])
     torch.testing.assert_close(report.values["nll"].float(), expected)
     assert "60 images, the head of a fixed permutation" in report.table()
     vae = VAE((1, 8, 8), (5,), 2).eval()
-    few, many = (evaluate(vae, digits, limit=limit, num_particles=20, accelerator="cpu") for limit in (30, 60))
+    few, many = (
+        evaluate(vae, digits, Protocol(limit=limit, num_particles=20, accelerator="cpu")) for limit in (30, 60)
+    )
     assert few is not None
     assert many is not None
     for name in ("nelbo", "iw20"):  # the noise is that of the image, not of its place in the subset
         torch.testing.assert_close(few.values[name], many.values[name][:30])
-    whole = evaluate(model, digits, accelerator="cpu")
+    whole = evaluate(model, digits, Protocol(accelerator="cpu"))
     assert whole is not None
     assert "permutation" not in whole.table()
 
@@ -79,7 +81,7 @@ def test_verify_draws_the_images_that_it_recomputes(digits: BinarizedMNISTDataMo
     torch.manual_seed(0)
     model = NADE((1, 8, 8), 5).eval()
     model.save_pretrained(tmp_path)
-    report = evaluate(model, digits, accelerator="cpu", limit=200)
+    report = evaluate(model, digits, Protocol(accelerator="cpu", limit=200))
     assert report is not None
     report.write(tmp_path)
     (whole,) = verify(str(tmp_path), full=True)
@@ -100,7 +102,7 @@ def reported(digits: BinarizedMNISTDataModule, tmp_path: Path) -> Path:
     torch.manual_seed(0)
     model = VAE((1, 8, 8), (5,), 2).eval()
     model.save_pretrained(tmp_path)
-    report = evaluate(model, digits, accelerator="cpu", limit=60, num_particles=10)
+    report = evaluate(model, digits, Protocol(accelerator="cpu", limit=60, num_particles=10))
     assert report is not None
     report.write(tmp_path)
     return tmp_path

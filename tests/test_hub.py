@@ -18,7 +18,7 @@ import yaml
 from hub_server import HubServer
 
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.evaluation.quality import with_deviation
+from lightning_genmodels.evaluation.report import with_deviation
 from lightning_genmodels.weights.publish import publish
 from lightning_genmodels.weights.records import list_weights, registry
 

@@ -14,13 +14,12 @@ from lightning.pytorch import Trainer
 from lightning_genmodels import BinarizedMNISTDataModule
 from lightning_genmodels.base import LatentVariableModel
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.models import VAE, LadderVAE
+from lightning_genmodels.models import IWAE, VAE, LadderVAE
 from lightning_genmodels.random import keyed_generators
 
 VARIANTS: dict[str, tuple[type[LatentVariableModel], str, dict[str, Any]]] = {
     "conv": (VAE, "vae", {"event_shape": (1, 2, 3), "network": "conv", "hidden_sizes": (4, 3)}),
-    "two layers": (VAE, "vae", {"latent_dim": 1, "top_latent_dim": 1, "top_hidden_sizes": (1,)}),
-    "importance weighted": (VAE, "vae", {"num_particles": 3}),
+    "one layer": (IWAE, "iwae", {"latent_dims": (2,), "hidden_sizes": ((5,),)}),
 }
 
 CONTRACT: list[Callable[[str], None]] = [
@@ -58,13 +57,13 @@ def test_dropout_is_for_training_alone(network: Literal["mlp", "conv"]) -> None:
     assert torch.equal(plain.encode(x), model.encode(x))
 
 
-@pytest.mark.parametrize(("options", "figure"), [({}, "val/nelbo"), ({"num_particles": 2}, "val/iw2")])
+@pytest.mark.parametrize(("cls", "figure"), [(VAE, "val/nelbo"), (IWAE, "val/iw3")])
 @pytest.mark.parametrize("val_particles", [0, 20])
 @torch.no_grad()
-def test_the_validated_bound_is_the_one_asked_for(options: dict[str, Any], figure: str, val_particles: int) -> None:
+def test_the_validated_bound_is_the_one_asked_for(cls: type[VAE], figure: str, val_particles: int) -> None:
     torch.manual_seed(0)
     data = BinarizedMNISTDataModule(source="digits", batch_size=50)
-    model = VAE(hidden_sizes=(8,), latent_dim=2, val_particles=val_particles, **options).eval()
+    model = cls(**{**cls.small, "event_shape": (1, 28, 28)}, val_particles=val_particles).eval()
     trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
     (logged,) = trainer.validate(model, data, verbose=False)
     figure = f"val/iw{val_particles}" if val_particles else figure
@@ -101,12 +100,42 @@ def test_closed_form_divergences_are_not_negative() -> None:
         assert bool((kl >= 0).all())
 
 
+@torch.no_grad()
+def test_three_layers_have_one_elbo() -> None:
+    torch.manual_seed(0)
+    model = IWAE((1, 2, 2), (1, 2, 1), ((3,), (2,), ())).double().eval()
+    x = all_images(model.event_shape)[[3]]
+    log_weights = model.log_weights(x, 4000, generator=torch.Generator().manual_seed(0))
+    elbos = model.elbo(x.expand(4000, -1, -1, -1), generator=torch.Generator().manual_seed(1))
+    error = ((log_weights.var() + elbos.var()) / 4000).sqrt()
+    assert abs(log_weights.mean() - elbos.mean()) < 4 * error
+    assert model.encode(x).shape == model.sample_latent(1).shape == (1, 4)
+
+
+def test_one_layer_and_one_particle_are_a_vae() -> None:
+    vae = VAE(**VAE.small)
+    iwae = IWAE(vae.event_shape, (2,), ((5,),), num_particles=1)
+    iwae.load_state_dict(vae.state_dict())
+    x = all_images(vae.event_shape).float()
+    losses = []
+    for model in (vae, iwae):
+        torch.manual_seed(0)
+        losses.append(model.training_loss(x))
+    assert torch.allclose(*losses)
+    assert torch.equal(vae.encode(x), iwae.encode(x))
+
+
 @pytest.mark.parametrize(
-    "arguments", [{"dropout": 1.0}, {"network": "cnn"}, {"beta": -1.0}, {"beta": 2.0, "num_particles": 5}]
-)
-def test_options_that_make_no_sense_are_refused(arguments: dict[str, Any]) -> None:
+    ("cls", "arguments"),
+    [
+        (VAE, {"dropout": 1.0}), (VAE, {"network": "cnn"}), (VAE, {"beta": -1.0}), (VAE, {"latent_dim": 0}),
+        (IWAE, {"latent_dims": (3, 2)}), (IWAE, {"latent_dims": ()}), (IWAE, {"latent_dims": (0,)}),
+        (IWAE, {"hidden_sizes": ((0,),)}), (IWAE, {"num_particles": 0}), (IWAE, {"dropout": -0.1}),
+    ],
+)  # fmt: skip
+def test_options_that_make_no_sense_are_refused(cls: type[VAE], arguments: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="expected"):
-        VAE(**arguments)
+        cls(**arguments)
 
 
 @pytest.mark.parametrize("layers", [(0, 2), (2, 0), (1, 1, 1)])

@@ -50,5 +50,5 @@ def test_values_come_back_in_the_order_of_the_images() -> None:
     metric.update(torch.tensor([1, 3]), torch.tensor([10.0, 30.0]))
     assert metric.compute().tolist() == [0.0, 10.0, 20.0, 30.0, 40.0]
     metric.update(torch.tensor([3]), torch.tensor([30.0]))
-    with pytest.raises(RuntimeError, match="counted more than once"):
+    with pytest.raises(RuntimeError, match="evaluated more than once"):
         metric.compute()

@@ -13,7 +13,8 @@ from lightning_genmodels.cli import main
 from lightning_genmodels.errors import OptionError, WeightsError
 from lightning_genmodels.evaluation.classifier import DigitClassifier, accuracy, train_classifier
 from lightning_genmodels.evaluation.classifier import main as train
-from lightning_genmodels.evaluation.quality import Judge, evaluate_quality, nearest, with_deviation
+from lightning_genmodels.evaluation.quality import Judge, evaluate_quality, nearest
+from lightning_genmodels.evaluation.report import with_deviation
 from lightning_genmodels.models import GAN, Bernoulli
 from lightning_genmodels.nn.features import RandomFeatures
 from lightning_genmodels.weights.card import model_card

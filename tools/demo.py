@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lightning_genmodels import BinarizedMNISTDataModule
 from lightning_genmodels.data.images import write_images
-from lightning_genmodels.evaluation.run import evaluate
+from lightning_genmodels.evaluation.run import Protocol, evaluate
 from lightning_genmodels.models import VAE
 from lightning_genmodels.system import reuse_freed_memory
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 
 def bound(model: VAE, data: BinarizedMNISTDataModule) -> str:
     """The importance-weighted bound on the validation images, as text."""
-    report = evaluate(model.eval(), data, "val", num_particles=100, accelerator="cpu")
+    report = evaluate(model.eval(), data, Protocol("val", num_particles=100, accelerator="cpu"))
     assert report is not None
     figure = report.metrics["figures"]["iw100"]
     return f"{figure['value']:.1f} +- {figure['standard_error']:.1f} nats per image"

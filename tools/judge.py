@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 from lightning_genmodels import BinarizedMNISTDataModule, list_weights, load
 from lightning_genmodels.evaluation.classifier import SHIPPED, DigitClassifier
 from lightning_genmodels.evaluation.quality import QualityReference, evaluate_quality
-from lightning_genmodels.evaluation.report import METRICS, quality_lines
+from lightning_genmodels.evaluation.report import METRICS, quality_table
 from lightning_genmodels.system import reuse_freed_memory, write_atomically
 from lightning_genmodels.weights.records import get_weights
 
@@ -49,7 +49,7 @@ def judge(
         )
         content = json.dumps({**weights.metrics, "quality": quality}, indent=2) + "\n"
         write_atomically(weights.folder / METRICS, content.encode())
-        print("\n".join([name, *quality_lines(quality)]), flush=True)
+        print(quality_table({name: quality}), flush=True)
 
 
 if __name__ == "__main__":

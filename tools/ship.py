@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 
 from lightning_genmodels import BinarizedMNISTDataModule, Weights
 from lightning_genmodels.data.images import write_images
-from lightning_genmodels.evaluation.run import evaluate
+from lightning_genmodels.evaluation.run import Protocol, evaluate
 from lightning_genmodels.system import reuse_freed_memory
 from lightning_genmodels.weights.files import CONFIG, WEIGHTS
 from lightning_genmodels.weights.loading import export, load
@@ -51,7 +51,7 @@ def ship(
     folder = SHIPPED / name
     export(checkpoint, folder, data, half=half)
     model = load(folder)
-    report = evaluate(model, data, "test", num_particles=num_particles, samples=samples, probe=probe)
+    report = evaluate(model, data, Protocol(num_particles=num_particles, samples=samples, probe=probe))
     assert report is not None
     report.write(folder)
     write_images(folder / SAMPLES, model.sample(64, generator=torch.Generator().manual_seed(0)))

@@ -1,4 +1,4 @@
-"""The abstract classes: what a generative model of binary images can do, and what it must say to be able to.
+"""Abstract base classes of generative models of binary images.
 
 A model implements what its kind leaves abstract; everything else is written here once and is final. What a model cannot
 do it has no method for, so ``isinstance`` tells exact likelihoods, bounds and samplers apart.

@@ -1,4 +1,4 @@
-"""Models that learn from a discriminator what is wrong with their samples."""
+"""Generative adversarial models: a generator trained against a discriminator."""
 
 from __future__ import annotations
 

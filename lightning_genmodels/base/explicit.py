@@ -1,4 +1,4 @@
-"""Models that say exactly how likely an image is, learned by gradients or by counting."""
+"""Models with an exact likelihood, trained by gradients or by counting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COUNTED_AT_ONCE = 1000  # images
 
 
 class ExplicitModel(GenerativeModel, ABC):
-    """A model that says exactly how likely an image is; it implements ``_log_prob`` and ``_sample``."""
+    """A model with an exact likelihood; subclasses implement ``_log_prob`` and ``_sample``."""
 
     monitor = "val/nll"
 
@@ -111,7 +111,7 @@ class TabularModel(ExplicitModel, ABC):
     @property
     @abstractmethod
     def num_free_parameters(self) -> int:
-        """How many numbers determine the distribution."""
+        """Number of free parameters of the distribution."""
 
     @abstractmethod
     def statistics(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What every model is: trained, saved and loaded; and a distribution over binary images that can be sampled."""
+"""The base class of all models: training, saving, loading and sampling."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ class GenerativeModel(LightningModule, ABC):
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers the model learns."""
+        """Number of trained parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @final
@@ -281,7 +281,7 @@ class GenerativeModel(LightningModule, ABC):
         """One pass through the loader, in every process; (N, 1, H, W) uint8 on the CPU."""
         if not math.isfinite(self.trainer.num_training_batches):
             raise OptionError(
-                f"a {type(self).__name__} starts from a look at all training images, and this loader has no end; call "
+                f"a {type(self).__name__} is initialized from all training images, but this loader is endless; call "
                 "model.initialize(images) with some of them before fitting"
             )
         loader: Any = self.trainer.train_dataloader
@@ -312,7 +312,7 @@ class GenerativeModel(LightningModule, ABC):
 
     @final
     def on_fit_end(self) -> None:
-        """Gives the global random numbers back as they were after the one draw that the run took."""
+        """Restores the global random state to what it was after the run's single draw."""
         if self._state_before is not None:
             torch.set_rng_state(self._state_before)
         if self._device_state_before is not None:
@@ -389,7 +389,7 @@ class GenerativeModel(LightningModule, ABC):
         """Goes on with the noise of the run that the checkpoint is of."""
         self._base_seed = checkpoint.get(_BASE_SEED, self._base_seed)
 
-    # Helpers for the kinds below.
+    # Helpers of both classes.
 
     @property
     def _number_type(self) -> torch.dtype:

@@ -46,7 +46,7 @@ class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
         self.test_nelbo = NegativeLogLikelihood(self.event_shape)
         self.test_iw = NegativeLogLikelihood(self.event_shape)
 
-    # What a model implements. Images are binary, (B, 1, H, W), on the model's device and of its type.
+    # Subclasses implement these. Images are binary, (B, 1, H, W), on the model's device and of its type.
 
     @property
     @abstractmethod

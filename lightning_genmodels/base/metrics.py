@@ -22,9 +22,7 @@ class Estimate(NamedTuple):
 
 
 class _Float64Metric(Metric):
-    """A metric whose states are in float64, and stay so: on the CPU if the module that holds it goes to a device that
-    has no float64.
-    """
+    """A metric whose states stay in float64; on the CPU, if the module moves to a device without float64."""
 
     full_state_update = False
 
@@ -147,7 +145,7 @@ class PerImage(_Float64Metric):
         values = self.values if isinstance(self.values, Tensor) else torch.cat(self.values)
         order = indices.argsort()
         if len(indices) != len(indices.unique()):
-            raise RuntimeError(f"{len(indices) - len(indices.unique())} images were counted more than once")
+            raise RuntimeError(f"{len(indices) - len(indices.unique())} images were evaluated more than once")
         return values[order]
 
 

@@ -1,4 +1,4 @@
-"""Models that have codes."""
+"""Representation learning: models with an encoder and a decoder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class RepresentationModel(ABC):
-    """What has codes: it maps images to them, and them to images. An interface beside :class:`GenerativeModel`."""
+    """An interface beside :class:`GenerativeModel`: a model that encodes images and decodes codes."""
 
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor:

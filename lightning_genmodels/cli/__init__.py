@@ -1,4 +1,4 @@
-"""The command ``genmodels``. What it says of itself is said without importing PyTorch, which takes seconds."""
+"""The command ``genmodels``. Help and listings do not import PyTorch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _run(args: list[str]) -> None:
 
 
 def _one_line(error: argparse.ArgumentError) -> str:
-    """What a parser found wrong: which option, what was expected and what came."""
+    """A parser's error in one line: the option, what was expected and what was given."""
     text = " ".join(str(error).split())
     inner = re.search(r"Problem with given class_path .*?: (Parser key .*?)(?: - Expected|$)", text)
     text = re.sub(r"<class '([^']*)'>", r"\1", inner[1] if inner else text)

@@ -1,7 +1,8 @@
-"""What one does with a trained model from the command line: one function a command, of its name and its options."""
+"""The commands for trained models: one function each, whose arguments are the command's options."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import sys
@@ -24,10 +25,10 @@ from lightning_genmodels.base import (
 )
 from lightning_genmodels.cli import SUMMARIES, TRAINER_COMMANDS, listing, recipes
 from lightning_genmodels.data import BinarizedMNISTDataModule
-from lightning_genmodels.data.datamodule import Split
 from lightning_genmodels.data.images import read_images, read_mask, write_array, write_images
 from lightning_genmodels.errors import FileError, OptionError, UnknownNameError, at_least, first_line, within
-from lightning_genmodels.evaluation.likelihood import score
+from lightning_genmodels.evaluation.likelihood import figures_of, score
+from lightning_genmodels.evaluation.run import Protocol
 from lightning_genmodels.evaluation.run import evaluate as measure
 from lightning_genmodels.functional import lines
 from lightning_genmodels.system import check_folder, check_output, shown, write_atomically
@@ -100,11 +101,11 @@ def log_prob(
     if not isinstance(model, ExplicitModel | LatentVariableModel):
         raise OptionError(f"{name} is an implicit model: it samples, and has no likelihood")
     x = read_images(images, model.event_shape).to(model.device)
-    figure = "nll" if isinstance(model, ExplicitModel) else f"iw{num_particles}"
+    figure = next(f for f in figures_of(model, num_particles) if f.name in ("nll", f"iw{num_particles}"))
     values = score(model, x, range(len(x)), figure, seed=seed)
     for index, value in enumerate(values.tolist()):
         print(f"{index}\t{value:.4f}")
-    kind = "log p(x)" if figure == "nll" else f"lower bound {figure} on log p(x)"
+    kind = "log p(x)" if isinstance(model, ExplicitModel) else f"lower bound {figure.name} on log p(x)"
     print(f"mean {kind}: {values.mean():.4f} nats per image over {len(values)} images", file=sys.stderr)
     if out is not None:
         write_array(out, values)
@@ -187,64 +188,19 @@ def interpolate(name: str, out: Path | None = None, pairs: int = 8, steps: int =
     print(f"{pairs} interpolations of {name}: {out}")
 
 
-def evaluate(
-    name: str,
-    data: BinarizedMNISTDataModule,
-    split: Split = "test",
-    out: Path | None = None,
-    num_particles: int = 5000,
-    limit: int | None = None,
-    seed: int = 0,
-    accelerator: str = "auto",
-    devices: int = 1,
-    precision: str = "32-true",
-    ais: int = 0,
-    probe: bool = False,
-    samples: int = 0,
-    extractor: Path | None = None,
-) -> None:
+def evaluate(name: str, data: BinarizedMNISTDataModule, protocol: Protocol, out: Path | None = None) -> None:
     """Measures a trained model: the one protocol behind every published figure.
 
     Args:
         name: Model, weight, folder, checkpoint, or owner/repo on the Hub.
         data: The data module.
-        split: train, val or test.
+        protocol: What is measured, and how.
         out: Folder for metrics.json and the values of all images. Default: only print the table.
-        num_particles: k of the importance-weighted bound, for a latent-variable model.
-        limit: Only so many images, the head of one fixed permutation: the static test file is sorted by class.
-        seed: Seed of the noise, which is keyed by image: the figures do not depend on batches and processes.
-        accelerator: cpu, gpu or auto.
-        devices: Number of processes.
-        precision: 32-true or bf16-mixed.
-        ais: Temperatures of annealed importance sampling, say 1000; 0 for none. It takes 200 images, and as many that
-            the model drew, for which the error of the estimate is bounded.
-        probe: Also a linear probe of the digit's class on codes, on raw pixels, and on codes of a random encoder.
-        samples: Also judge so many samples, say 10000, beside real images and independent pixels; 0 for none.
-        extractor: File of the digit classifier that judges them, as
-            `python -m lightning_genmodels.evaluation.classifier` writes it; default: the one that ships.
     """
     if out is not None:
         check_folder(out)
-    at_least(2, limit=2 if limit is None else limit)  # an error of the mean takes two images
-    at_least(1, num_particles=num_particles, devices=devices)
-    at_least(0, ais=ais, samples=samples)
-    within(0, _SEEDS, seed=seed)
     with shown():
-        report = measure(
-            load(name),
-            data,
-            split,
-            num_particles=num_particles,
-            limit=limit,
-            seed=seed,
-            accelerator=accelerator,
-            devices=devices,
-            precision=precision,
-            ais=ais,
-            probe=probe,
-            samples=samples,
-            extractor=extractor,
-        )
+        report = measure(load(name), data, protocol)
     if report is not None:
         print(report.table())
         if out is not None:
@@ -347,13 +303,18 @@ def run(args: list[str]) -> None:
     commands = parser.add_subcommands(dest="command")
     for name, function in COMMANDS.items():
         sub = ArgumentParser(description=inspect.getdoc(function), exit_on_error=False)
-        takes_data = "data" in inspect.signature(function).parameters
-        sub.add_function_arguments(function, as_positional=True, skip={"data"} if takes_data else set())
-        if takes_data:
+        parameters = inspect.signature(function).parameters
+        sub.add_function_arguments(function, as_positional=True, skip={*({"data", "protocol"} & parameters.keys())})
+        if "protocol" in parameters:
+            sub.add_class_arguments(Protocol)
+        if "data" in parameters:
             sub.add_class_arguments(BinarizedMNISTDataModule, "data")
         commands.add_subcommand(name, sub, help=SUMMARIES[name])
     for name in TRAINER_COMMANDS:  # so that an error about a command's name lists all of them
         commands.add_subcommand(name, ArgumentParser(exit_on_error=False), help=SUMMARIES[name])
     config = parser.instantiate(parser.parse_args(args))
-    options = config[config.command]
-    COMMANDS[config.command](**{key: options[key] for key in inspect.signature(COMMANDS[config.command]).parameters})
+    options = config[config.command].as_dict()
+    function = COMMANDS[config.command]
+    if "protocol" in inspect.signature(function).parameters:
+        options["protocol"] = Protocol(**{field.name: options[field.name] for field in dataclasses.fields(Protocol)})
+    function(**{key: options[key] for key in inspect.signature(function).parameters})

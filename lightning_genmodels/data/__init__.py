@@ -1,4 +1,4 @@
-"""Binary images: where they come from, how they are binarized, and how they reach the model."""
+"""Binary images: sources, binarization and loading."""
 
 from lightning_genmodels.data.datamodule import BinarizedMNISTDataModule
 from lightning_genmodels.data.loader import Batch, InMemoryLoader

@@ -84,7 +84,7 @@ class BinarizedMNISTDataModule(LightningDataModule):
 
     @property
     def protocol(self) -> dict[str, str | int]:
-        """What a figure must name to be comparable: source, binarization and image size."""
+        """What makes a figure comparable: source, binarization and image size."""
         return {"source": self.source, "binarization": self.binarization, "image_size": self.image_size}
 
     def prepare_data(self) -> None:

@@ -1,4 +1,4 @@
-"""Images in and out: NumPy files, PNG files, and grids."""
+"""Reading and writing images: NumPy files, PNG files, grids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loader over images that lie in memory: a batch is one index operation on the device where the images are."""
+"""A loader over images in memory: a batch is one index operation on the device that holds the images."""
 
 from __future__ import annotations
 

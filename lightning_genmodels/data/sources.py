@@ -1,4 +1,4 @@
-"""The files behind the data module: where they lie, where they are downloaded from, and how they are read.
+"""Data files: local paths, downloads and parsing.
 
 Local files come first, plain or gzip-compressed. What is missing is downloaded to a temporary name, checked against a
 checksum of the *uncompressed* bytes, and renamed: a file that has its final name is complete.

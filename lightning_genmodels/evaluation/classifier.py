@@ -1,4 +1,4 @@
-"""A classifier of binarized digits. It is no generative model: samples are judged by its features and classes.
+"""A classifier of binarized digits, whose features and classes are used to judge samples.
 
 One for images of another size is trained in minutes::
 

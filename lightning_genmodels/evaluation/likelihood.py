@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,26 +18,43 @@ FIRST_ORDER = "nll_first_order"
 _ROWS = 1000  # images times particles at once, where no cache limits them
 
 
-def estimators(model: GenerativeModel, num_particles: int) -> dict[str, str]:
-    """The figures that a model can be given, and how each is estimated: none for an implicit model."""
+@dataclass(frozen=True)
+class Figure:
+    """A mean negative log-likelihood, or an upper bound on it, that a model can be given.
+
+    Attributes:
+        name: Its key in reports: ``nll``, ``nll_first_order``, ``nelbo`` or ``iw<k>``.
+        estimator: How it is estimated, in words.
+        particles: k, for a bound.
+    """
+
+    name: str
+    estimator: str
+    particles: int = 1
+
+
+def figures_of(model: GenerativeModel, num_particles: int) -> list[Figure]:
+    """The figures that a model can be given, with a bound of so many particles: none for an implicit model."""
     if isinstance(model, OrderMixture) and len(model.pixel_orders) > 1:
-        return {"nll": f"exact, {len(model.pixel_orders)} orders", FIRST_ORDER: "exact, first order alone"}
+        orders = f"exact, {len(model.pixel_orders)} orders"
+        return [Figure("nll", orders), Figure(FIRST_ORDER, "exact, first order alone")]
     if isinstance(model, ExplicitModel):
-        return {"nll": "exact"}
+        return [Figure("nll", "exact")]
     if isinstance(model, LatentVariableModel):
-        return {"nelbo": "ELBO, 1 particle", f"iw{num_particles}": f"IW bound, k={num_particles}"}
-    return {}
+        bound = Figure(f"iw{num_particles}", f"IW bound, k={num_particles}", num_particles)
+        return [Figure("nelbo", "ELBO, 1 particle"), bound]
+    return []
 
 
 @torch.no_grad()
-def score(model: GenerativeModel, x: Tensor, indices: Sequence[int], figure: str, *, seed: int = 0) -> Tensor:
+def score(model: GenerativeModel, x: Tensor, indices: Sequence[int], figure: Figure, *, seed: int = 0) -> Tensor:
     """Log-probabilities of images, or lower bounds on them.
 
     Args:
         model: An explicit or latent-variable model.
         x: (N, 1, H, W) binary images.
         indices: The N images' indices in their data set, which key the noise.
-        figure: "nll", "nll_first_order", "nelbo" or "iw<k>".
+        figure: One of :func:`figures_of` the model.
         seed: Seed of the noise.
 
     Returns:
@@ -45,27 +63,25 @@ def score(model: GenerativeModel, x: Tensor, indices: Sequence[int], figure: str
     Raises:
         OptionError: The model cannot be given this figure.
     """
-    particles = particles_of(figure)
-    if figure not in estimators(model, particles):
-        raise OptionError(f"a {type(model).__name__} has no figure {figure!r}; it has {list(estimators(model, 1))}")
+    known = figures_of(model, figure.particles)
+    if figure not in known:
+        names = [each.name for each in known]
+        raise OptionError(f"a {type(model).__name__} has no figure {figure.name!r}; it has {names}")
     parts = []
-    for part, keys in zip(*in_parts(x, indices, batch_size(model, particles)), strict=True):
+    for part, keys in zip(*in_parts(x, indices, batch_size(model, figure.particles)), strict=True):
         if isinstance(model, LatentVariableModel):
             noise = keyed_generators(seed, keys)
-            is_elbo = figure == "nelbo"
+            is_elbo = figure.name == "nelbo"
             parts.append(
-                model.elbo(part, generator=noise) if is_elbo else model.iw_bound(part, particles, generator=noise)
+                model.elbo(part, generator=noise)
+                if is_elbo
+                else model.iw_bound(part, figure.particles, generator=noise)
             )
-        elif isinstance(model, OrderMixture) and figure == FIRST_ORDER:
+        elif isinstance(model, OrderMixture) and figure.name == FIRST_ORDER:
             parts.append(model.log_prob_by_order(part, [0])[0])
         elif isinstance(model, ExplicitModel):
             parts.append(model.log_prob(part))
     return as_float64(torch.cat(parts)) if parts else torch.zeros(0, dtype=torch.float64)
-
-
-def particles_of(figure: str) -> int:
-    """Particles of a figure: k of ``iw<k>``, else one."""
-    return int(figure[2:]) if figure.startswith("iw") else 1
 
 
 def batch_size(model: GenerativeModel, num_particles: int) -> int:

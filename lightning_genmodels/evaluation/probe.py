@@ -23,7 +23,7 @@ _PENALTIES = (0.01, 0.1, 1.0)  # C of scikit-learn: the inverse of the penalty o
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What came of one kind of features.
+    """The accuracy of the probe on one kind of features.
 
     Attributes:
         dim: Numbers an image is described by.

@@ -1,4 +1,4 @@
-"""How good samples are, judged by the features and classes that a digit classifier sees in them.
+"""Sample quality, judged by the features and predicted classes of a digit classifier.
 
 Every figure stands beside what real training images get (the floor) and what independent pixels get (the ceiling):
 alone it means nothing. None of them is a likelihood, and none sees everything.
@@ -6,8 +6,7 @@ alone it means nothing. None of them is a likelihood, and none sees everything.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,6 @@ COVERING_NEIGHBOURS = 5
 
 FEWEST = 100
 """Images in a set that is judged: with fewer the figures are noise."""
-
-FLOOR, CEILING = "*floor: real training images*", "*ceiling: independent pixels*"
-"""Labels of the rows between which every other is read."""
 
 _COMMON = 0.99  # of the test images are farther from the training images than what counts as a copy
 
@@ -71,7 +67,7 @@ class Quality:
 
 
 class Judge:
-    """Real images and a classifier, by which sets of images are judged.
+    """Judges sets of images beside real ones, by a classifier's features and classes.
 
     Args:
         classifier: In evaluation mode, on any device; distances and neighbourhoods are those of its features.
@@ -158,35 +154,6 @@ def mean(qualities: Sequence[Quality]) -> dict[str, float]:
 def deviation(qualities: Sequence[Quality]) -> dict[str, float]:
     """The standard deviation of every figure over several sets of samples."""
     return {key: float(torch.tensor(values).std()) for key, values in _figures(qualities).items()}
-
-
-def with_deviation(value: float, spread: float | None) -> str:
-    """A figure and its standard deviation, with no more digits than they carry: ``35.5 ± 0.6``; of one set of samples,
-    whose deviation is not known, the figure alone.
-    """
-    if spread is None or spread <= 0.0:
-        return f"{value:.3g}"
-    decimals = max(0, -math.floor(math.log10(spread)))
-    return f"{value:.{decimals}f} ± {spread:.{decimals}f}"
-
-
-def quality_table(rows: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
-    """A table in Markdown of what :class:`Quality` holds, lowest Fréchet distance first.
-
-    Args:
-        rows: Means and standard deviations of the figures of each set of images, by its label.
-    """
-    head = [
-        "| samples of | Fréchet distance | precision | recall | coverage | classes | rarest class | commonest class | "
-        "label KL | pixels to the nearest training image | copies |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    keys = ["frechet", "precision", "recall", "coverage", "classes", "rarest_class", "commonest_class", "label_kl"]
-    lines = [
-        " | ".join([f"| {label}", *(with_deviation(q[key], d.get(key)) for key in [*keys, "nearest", "copies"])]) + " |"
-        for label, (q, d) in sorted(rows.items(), key=lambda row: row[1][0]["frechet"])
-    ]
-    return "\n".join([*head, *lines])
 
 
 def _figures(qualities: Sequence[Quality]) -> dict[str, list[float]]:
@@ -311,7 +278,7 @@ class QualityReference:
 
 
 def check_quality(model: GenerativeModel, num_samples: int, classifier: DigitClassifier) -> None:
-    """Makes sure that samples can be judged, before anything that takes long.
+    """Checks that samples can be judged, before anything that takes long.
 
     Raises:
         OptionError: Too few samples, or a classifier of images of another shape.

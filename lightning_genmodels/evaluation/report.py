@@ -1,8 +1,10 @@
-"""What an evaluation found: files, and every rendering of them."""
+"""Evaluation reports: their files, and all tables that are rendered from them."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,6 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from lightning_genmodels.evaluation.quality import with_deviation
 from lightning_genmodels.system import write_atomically
 
 SUBSET = "head of a fixed permutation"
@@ -21,7 +22,7 @@ METRICS, VALUES = "metrics.json", "values.safetensors"
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
         metrics: All figures with standard errors and estimators, the protocol, the seed and the versions; JSON.
@@ -69,27 +70,73 @@ class Report:
                 f"{100 * result['accuracy']:.2f} % +- {100 * result['standard_error']:.2f}"
             )
         if "quality" in m:
-            lines += quality_lines(m["quality"])
+            lines.append(quality_table({"samples": m["quality"]}))
         sampling = m["sampling"]
         lines.append(f"sampling {sampling['num_images']} images: {sampling['seconds']:.3f} s on {m['device']}")
         return "\n".join(lines)
 
 
-def quality_lines(quality: dict[str, Any]) -> list[str]:
-    """What :func:`evaluate_quality` found, as lines of text."""
-    lines = [
-        f"{quality['num_seeds']} times {quality['num_samples']:,} samples beside {quality['num_real']:,} "
-        f"{quality['split']} images, as {quality['extractor']} sees them; mean ± standard deviation",
-        f"{'':24} {'Frechet':>12} {'precision':>15} {'recall':>15} {'coverage':>15} {'classes':>7} "
-        f"{'rarest':>13} {'label KL':>17} {'nearest':>14} {'copies':>15}",
-    ]
-    kinds = {"samples": "samples", "floor": "floor: real images", "ceiling": "ceiling: independent"}
-    for kind, q in quality["results"].items():
-        d = quality["deviations"][kind]
-        said = {key: with_deviation(q[key], d[key]) for key in q}
-        lines.append(
-            f"{kinds[kind]:24} {said['frechet']:>12} {said['precision']:>15} {said['recall']:>15} "
-            f"{said['coverage']:>15} {q['classes']:7.0f} {said['rarest_class']:>13} {said['label_kl']:>17} "
-            f"{said['nearest']:>14} {said['copies']:>15}"
-        )
-    return lines
+def figures_table(metrics: Mapping[str, Any]) -> str:
+    """Markdown: the likelihoods in a report."""
+    return markdown(
+        ["figure", "estimator", "nats", "standard error", "bits per dimension"],
+        (
+            [name, f["estimator"], f"{f['value']:.2f}", f"{f['standard_error']:.2f}", f"{f['bits_per_dimension']:.4f}"]
+            for name, f in metrics["figures"].items()
+        ),
+    )
+
+
+def probe_table(probes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: what :func:`evaluate_probe` found, by a label each."""
+    return markdown(
+        ["weight", "numbers in a code", "read off the codes", "off raw pixels", "off a random encoder's codes"],
+        (
+            [
+                label,
+                str(found["results"]["codes"]["dim"]),
+                *(
+                    f"{100 * result['accuracy']:.2f} ± {100 * result['standard_error']:.2f} %"
+                    for result in (found["results"][kind] for kind in ("codes", "pixels", "random_encoder"))
+                ),
+            ]
+            for label, found in probes.items()
+        ),
+    )
+
+
+def quality_table(judged: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: what :func:`evaluate_quality` found, by a label each, lowest Fréchet distance first; among them what
+    real images (the floor) and independent pixels (the ceiling) get, between which every other row is read.
+    """
+    bounds = next(iter(judged.values()))
+    rows = [(found["results"]["samples"], found["deviations"]["samples"], label) for label, found in judged.items()]
+    for kind, label in (("floor", "*floor: real training images*"), ("ceiling", "*ceiling: independent pixels*")):
+        rows.append((bounds["results"][kind], bounds["deviations"][kind], label))
+    keys = ["frechet", "precision", "recall", "coverage", "classes", "rarest_class", "commonest_class", "label_kl"]
+    return markdown(
+        [
+            *("samples of", "Fréchet distance", "precision", "recall", "coverage", "classes", "rarest class"),
+            *("commonest class", "label KL", "pixels to the nearest training image", "copies"),
+        ],
+        (
+            [label, *(with_deviation(means[key], spreads[key]) for key in [*keys, "nearest", "copies"])]
+            for means, spreads, label in sorted(rows, key=lambda row: row[0]["frechet"])
+        ),
+    )
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def with_deviation(value: float, spread: float | None) -> str:
+    """A figure and its standard deviation, with no more digits than they carry: ``35.5 ± 0.6``; of one set of samples,
+    whose deviation is not known, the figure alone.
+    """
+    if spread is None or spread <= 0.0:
+        return f"{value:.3g}"
+    decimals = max(0, -math.floor(math.log10(spread)))
+    return f"{value:.{decimals}f} ± {spread:.{decimals}f}"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lightning_genmodels.models.fvbn import FVBN
     from lightning_genmodels.models.gan import GAN
     from lightning_genmodels.models.gated_pixelcnn import GatedPixelCNN
+    from lightning_genmodels.models.iwae import IWAE
     from lightning_genmodels.models.joint_table import JointTable
     from lightning_genmodels.models.ladder_vae import LadderVAE
     from lightning_genmodels.models.made import MADE
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FVBN",
     "GAN",
+    "IWAE",
     "MADE",
     "NADE",
     "VAE",
@@ -53,6 +55,7 @@ _MODULES = {
     "FVBN": "fvbn",
     "GAN": "gan",
     "GatedPixelCNN": "gated_pixelcnn",
+    "IWAE": "iwae",
     "JointTable": "joint_table",
     "LadderVAE": "ladder_vae",
     "MADE": "made",

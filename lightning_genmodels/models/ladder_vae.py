@@ -203,7 +203,7 @@ class LadderVAE(LatentVariableModel):
         return self._descend(num_particles * len(x), draw), (means, log_stds), noise
 
     def _ascend(self, x: Tensor) -> list[Tensor]:
-        """What the image has to say to each layer, top first: (B, C', H', W') each."""
+        """The image's context for each layer, top first: (B, C', H', W') each."""
         features = []
         y = x.contiguous(memory_format=torch.channels_last)
         for stage in self.up:

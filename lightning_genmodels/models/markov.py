@@ -1,4 +1,4 @@
-"""A Markov chain over the pixels: the oldest answer to how 2^n - 1 parameters become few (Markov 1913)."""
+"""A Markov chain over the pixels (Markov 1913): 2n - 1 parameters for a memory of one pixel."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
 """The variational autoencoder (Kingma and Welling 2014, "Auto-Encoding Variational Bayes").
 
 The default network is that of Burda, Grosse and Salakhutdinov (2016), "Importance Weighted Autoencoders": two layers
-of 200 tanh units on either side of 50 latent variables. ``num_particles`` above one trains their importance-weighted
-bound, and ``top_latent_dim`` adds their second layer of latent variables. ``beta`` is that of Higgins et al. (2017),
-"beta-VAE".
+of 200 tanh units on either side of 50 latent variables. ``beta`` is that of Higgins et al. (2017), "beta-VAE".
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from typing_extensions import Unpack
 from lightning_genmodels.base import LatentVariableModel, TrainingOptions
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.functional import at_least_float32, bernoulli_log_prob, mean_logits, standard_normal_log_prob
-from lightning_genmodels.nn.coders import Network, coders, mlp, output_bias
+from lightning_genmodels.nn.coders import Network, coders, output_bias
 from lightning_genmodels.random import Noise, check_generator, standard_normal
 from lightning_genmodels.training.optimizers import ends
 
@@ -26,34 +24,25 @@ from lightning_genmodels.training.optimizers import ends
 class VAE(LatentVariableModel):
     """p(x, z) = N(z; 0, I) prod_i Bernoulli(x_i; f_i(z)), with q(z|x) = N(z; mu(x), diag(sigma(x)^2)).
 
-    With a second layer of latent variables, p(x, z) = N(z2; 0, I) N(z1; g(z2)) prod_i Bernoulli(x_i; f_i(z1)) and
-    q(z|x) = q(z1|x) q(z2|z1), all Gaussians diagonal; latents are z1 and z2, concatenated.
-
     Args:
         event_shape: (1, H, W) of one image.
         hidden_sizes: Units of the encoder's hidden layers; the decoder has them in reverse. For ``conv``: channels.
-        latent_dim: D, number of latent variables (of the lower layer, if there are two).
-        num_particles: K of the training objective: 1 for the ELBO (Kingma and Welling, eq. 10, with the KL divergence
-            in closed form), more for the importance-weighted bound (Burda et al., eq. 8).
+        latent_dim: D, number of latent variables.
         kl_warmup_steps: Steps over which the weight of the KL divergence rises from zero to one in the training loss
             (Sønderby et al. 2016, section 2.3). Without it most latent variables are pruned in the first epochs, and
-            stay so. The bounds that are reported never have it. While it lasts, one particle is trained, whatever
-            ``num_particles``: the importance-weighted bound has no such weight. That is not Burda et al.'s.
-        dropout: Fraction of hidden units, or channels, that training drops, after every hidden layer of all networks
+            stay so. The bounds that are reported never have it.
+        dropout: Fraction of hidden units, or channels, that training drops, after every hidden layer of both networks
             (Srivastava et al. 2014).
         network: ``mlp``: linear layers and tanh. ``conv``: each hidden layer is a convolution that halves the
             image, and in the decoder one that doubles it, with SiLU (Hendrycks and Gimpel 2016).
-        beta: Weight of the KL divergence in the training loss (Higgins et al. 2017, eq. 4), after warm-up; for one
-            particle. The bounds that are reported never have it.
-        top_latent_dim: Latent variables of a second layer; 0 for none.
-        top_hidden_sizes: Units of the hidden layers between the two layers of latent variables: linear, tanh.
+        beta: Weight of the KL divergence in the training loss (Higgins et al. 2017, eq. 4), after warm-up. The bounds
+            that are reported never have it.
         val_particles: K of the bound on validation images by which a checkpoint is chosen; 0 for that of training. The
             encoder overfits before the decoder does, and a tight bound is less hurt by that than one of few particles.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
     Raises:
-        OptionError: A size or number of particles below one, an unknown network, a fraction outside [0, 1), a negative
-            ``beta``, or one other than 1 for several particles.
+        OptionError: A size below one, an unknown network, a fraction outside [0, 1), or a negative ``beta``.
     """
 
     small = {"event_shape": (1, 2, 2), "hidden_sizes": (5,), "latent_dim": 2}
@@ -63,47 +52,32 @@ class VAE(LatentVariableModel):
         event_shape: Sequence[int] = (1, 28, 28),
         hidden_sizes: Sequence[int] = (200, 200),
         latent_dim: int = 50,
-        num_particles: int = 1,
         kl_warmup_steps: int = 0,
         dropout: float = 0.0,
         network: Network = "mlp",
         beta: float = 1.0,
-        top_latent_dim: int = 0,
-        top_hidden_sizes: Sequence[int] = (100, 100),
         val_particles: int = 0,
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(event_shape, **options)
-        if (
-            min([*hidden_sizes, latent_dim, num_particles, *top_hidden_sizes, top_latent_dim + 1, val_particles + 1])
-            < 1
-        ):
+        if min([*hidden_sizes, latent_dim, val_particles + 1]) < 1:
             raise OptionError(
                 f"expected sizes of at least 1, got hidden_sizes={tuple(hidden_sizes)}, latent_dim={latent_dim}, "
-                f"num_particles={num_particles}, top_hidden_sizes={tuple(top_hidden_sizes)}, "
-                f"top_latent_dim={top_latent_dim}, val_particles={val_particles}"
+                f"val_particles={val_particles}"
             )
-        if beta < 0.0 or (beta != 1.0 and num_particles > 1):
-            raise OptionError(
-                f"expected beta of at least 0, and 1 for several particles, got beta={beta}, "
-                f"num_particles={num_particles}"
-            )
+        if beta < 0.0:
+            raise OptionError(f"expected beta of at least 0, got {beta}")
         self.latent_dim = latent_dim
-        self.top_latent_dim = top_latent_dim
         self.kl_warmup_steps = kl_warmup_steps
         self.beta = beta
-        self._num_particles = num_particles
-        self._val_particles = val_particles or num_particles
+        self._val_particles = val_particles
         self.encoder, self.decoder = coders(
             network, self.event_shape, hidden_sizes, 2 * latent_dim, latent_dim, dropout
         )
-        if top_latent_dim:
-            self.top_encoder = mlp([latent_dim, *top_hidden_sizes, 2 * top_latent_dim], dropout)
-            self.top_decoder = mlp([top_latent_dim, *reversed(top_hidden_sizes), 2 * latent_dim], dropout)
 
     def edges(self) -> list[nn.Module]:
-        """First and last layers of all coders."""
-        return ends(*(getattr(self, name) for name, _ in self.named_children() if name.endswith("coder")))
+        """First and last layers of both networks."""
+        return ends(self.encoder, self.decoder)
 
     def _initialize(self, images: Tensor) -> None:
         """Starts the decoder at the mean image, as Burda et al. do. Latent variables then need not model the mean, and
@@ -112,14 +86,9 @@ class VAE(LatentVariableModel):
         output_bias(self.decoder).copy_(mean_logits(images))
 
     @property
-    def num_particles(self) -> int:
-        """K of the training objective."""
-        return self._num_particles
-
-    @property
     def val_particles(self) -> int:
         """K of the bound that is validated."""
-        return self._val_particles
+        return self._val_particles or self.num_particles
 
     @property
     def monitor(self) -> str:  # type: ignore[override]
@@ -128,49 +97,53 @@ class VAE(LatentVariableModel):
 
     @property
     def num_latents(self) -> int:
-        """D, numbers in z, of both layers."""
-        return self.latent_dim + self.top_latent_dim
+        """D, numbers in z."""
+        return self.latent_dim
 
     def posterior(self, x: Tensor) -> Normal:
-        """q(z|x), or q(z1|x): a diagonal Gaussian with batch shape (B, D), of binary images (B, 1, H, W)."""
+        """q(z|x), of the lowest layer if there are several: a diagonal Gaussian with batch shape (B, D), of binary
+        images (B, 1, H, W).
+        """
         return self._posterior(self._checked(x))
 
     def _posterior(self, x: Tensor) -> Normal:
-        return _gaussian(self.encoder(x.flatten(1)))
+        return diagonal_gaussian(self.encoder(x.flatten(1)))
 
     def _annealing_start(self, x: Tensor) -> Normal:
-        """The approximate posterior of one layer, wider by the root of its standard deviation, since a start too
-        narrow gives weights of heavy tails; a standard normal for two layers.
+        """The approximate posterior, wider by the root of its standard deviation, since a start too narrow gives
+        weights of heavy tails.
         """
-        if self.top_latent_dim:
-            return super()._annealing_start(x)
         posterior = self._posterior(x)
         return Normal(posterior.mean, posterior.stddev.sqrt(), validate_args=False)
 
     def _encode(self, x: Tensor) -> Tensor:
-        """Posterior mean (B, D); that of a second layer is taken at the mean of z1."""
+        """Posterior mean (B, D)."""
         mean: Tensor = self._posterior(x).mean
-        if not self.top_latent_dim:
-            return mean
-        return torch.cat([mean, _gaussian(self.top_encoder(mean.to(self._number_type))).mean], dim=-1)
+        return mean
 
     def _decode(self, z: Tensor) -> Tensor:
-        logits: Tensor = self.decoder(z[..., : self.latent_dim].to(self._number_type)).unflatten(-1, self.event_shape)
+        logits: Tensor = self.decoder(z.to(self._number_type)).unflatten(-1, self.event_shape)
         return logits
+
+    def _log_prior(self, z: Tensor) -> Tensor:
+        """Log p(z) in nats, (...), of latents (..., D)."""
+        return standard_normal_log_prob(z)
 
     def _log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """Log p(x, z) = log p(z) + log p(x|z)."""
         return self._log_prior(z) + bernoulli_log_prob(self._decode(z), x)
 
+    def _infer(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents z = mu + sigma * noise, (..., B, D), and log q(z|x), (..., B)."""
+        return draw(self._posterior(x), noise)
+
     def _log_weights(self, x: Tensor, num_particles: int, generator: Noise) -> Tensor:
-        """Of particles z_k = mu + sigma * eps_k."""
-        posterior = self._posterior(x)
-        noise = standard_normal(num_particles, len(x), (self.num_latents,), generator, like=posterior.mean)  # (K, B, D)
-        z, log_q = _draw(posterior, noise[..., : self.latent_dim])
-        if self.top_latent_dim:
-            top, log_q_top = _draw(_gaussian(self.top_encoder(z.to(self._number_type))), noise[..., self.latent_dim :])
-            z, log_q = torch.cat([z, top], dim=-1), log_q + log_q_top
+        z, log_q = self._infer(x, self._noise(num_particles, len(x), generator))
         return self._log_joint(x, z) - log_q
+
+    def _noise(self, num_particles: int, num_images: int, generator: Noise) -> Tensor:
+        like = at_least_float32(next(self.parameters()))
+        return standard_normal(num_particles, num_images, (self.num_latents,), generator, like=like)
 
     def _elbo(self, x: Tensor, generator: Noise) -> Tensor:
         """E_q[log p(x|z)] - KL(q(z|x) || p(z)), the divergence as in :meth:`elbo_terms`."""
@@ -178,7 +151,7 @@ class VAE(LatentVariableModel):
         return reconstruction - kl
 
     def elbo_terms(self, x: Tensor, *, generator: Noise = None) -> tuple[Tensor, Tensor]:
-        """The two terms of the ELBO, which is their difference.
+        """The two terms of the ELBO, which is their difference (Kingma and Welling, eq. 10).
 
         Args:
             x: (B, 1, H, W) binary images.
@@ -186,23 +159,16 @@ class VAE(LatentVariableModel):
 
         Returns:
             E_q[log p(x|z)], estimated with one particle, and KL(q(z|x) || p(z)), (B,) nats each. The divergence is in
-            closed form, and so never negative; with two layers that holds for its part KL(q(z2|z1) || p(z2)), and one
-            particle estimates the rest.
+            closed form, and so never negative; with several layers that holds for the top one's part, and one particle
+            estimates the rest.
         """
         check_generator(generator)
         return self._elbo_terms(self._checked(x), generator)
 
     def _elbo_terms(self, x: Tensor, generator: Noise) -> tuple[Tensor, Tensor]:
         posterior = self._posterior(x)
-        noise = standard_normal(1, len(x), (self.num_latents,), generator, like=posterior.mean)[0]
-        z, log_q = _draw(posterior, noise[..., : self.latent_dim])  # (B, D), (B,)
-        reconstruction = bernoulli_log_prob(self._decode(z), x)
-        if not self.top_latent_dim:
-            return reconstruction, _kl_to_standard_normal(posterior)
-        top_posterior = _gaussian(self.top_encoder(z.to(self._number_type)))
-        top, _ = _draw(top_posterior, noise[..., self.latent_dim :])
-        log_prior = _gaussian(self.top_decoder(top.to(self._number_type))).log_prob(z).sum(dim=-1)
-        return reconstruction, log_q - log_prior + _kl_to_standard_normal(top_posterior)
+        z, _ = draw(posterior, self._noise(1, len(x), generator)[0])
+        return bernoulli_log_prob(self._decode(z), x), kl_to_standard_normal(posterior)
 
     def training_loss(self, x: Tensor) -> Tensor:
         """The negative bound; in the ELBO, the KL divergence weighs ``beta``, and less during warm-up."""
@@ -214,36 +180,22 @@ class VAE(LatentVariableModel):
         return (weight * kl - reconstruction).mean()
 
     def _sample_latent(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
-        """Standard normal ones, and then those of the layer below."""
-        noise = standard_normal(1, num_samples, (self.num_latents,), generator, like=next(self.parameters()))[0]
-        if not self.top_latent_dim:
-            return noise
-        top = noise[..., self.latent_dim :]
-        z, _ = _draw(_gaussian(self.top_decoder(top.to(self._number_type))), noise[..., : self.latent_dim])
-        return torch.cat([z, top], dim=-1)
-
-    def _log_prior(self, z: Tensor) -> Tensor:
-        """Log p(z) in nats, (...), of latents (..., D)."""
-        if not self.top_latent_dim:
-            return standard_normal_log_prob(z)
-        z, top = z[..., : self.latent_dim], z[..., self.latent_dim :]
-        log_prob: Tensor = _gaussian(self.top_decoder(top.to(self._number_type))).log_prob(z).sum(dim=-1)
-        return log_prob + standard_normal_log_prob(top)
+        return self._noise(1, num_samples, generator)[0]
 
 
-def _gaussian(output: Tensor) -> Normal:
+def diagonal_gaussian(output: Tensor) -> Normal:
     """A diagonal Gaussian from means and log standard deviations, side by side in the last dimension."""
     mean, log_std = at_least_float32(output).chunk(2, dim=-1)
     return Normal(mean, torch.exp(log_std), validate_args=False)
 
 
-def _draw(gaussian: Normal, noise: Tensor) -> tuple[Tensor, Tensor]:
+def draw(gaussian: Normal, noise: Tensor) -> tuple[Tensor, Tensor]:
     """A draw mu + sigma * noise, (..., D), and its log-density in nats, (...)."""
     log_prob = standard_normal_log_prob(noise) - gaussian.stddev.log().sum(dim=-1)
     return gaussian.mean + gaussian.stddev * noise, log_prob
 
 
-def _kl_to_standard_normal(gaussian: Normal) -> Tensor:
+def kl_to_standard_normal(gaussian: Normal) -> Tensor:
     """KL(N(mu, sigma^2) || N(0, I)) in nats, summed over the last dimension."""
     standard = Normal(torch.zeros_like(gaussian.mean), torch.ones_like(gaussian.mean), validate_args=False)
     return kl_divergence(gaussian, standard).sum(dim=-1)

@@ -1,4 +1,4 @@
-"""Features of images that nobody has trained."""
+"""Features of images by untrained networks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_genmodels.random import derive_seed
 
 
 class RandomFeatures(nn.Module):
-    """What a convolutional network with fixed random weights sees in an image: 64 numbers for each quarter of it.
+    """Features by a convolutional network with fixed random weights: 64 for each quarter of the image.
 
     Distances between sets of images in such features rank models of data that no classifier was trained on (Naeem et
     al. 2020, "Reliable Fidelity and Diversity Metrics for Generative Models"). The weights are the same

@@ -1,4 +1,4 @@
-"""Networks that see an image row by row: causal convolutions, and what it takes to draw from them pixel by pixel."""
+"""Networks that are causal in raster order, and their caches for sampling pixel by pixel."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CausalLayer(nn.Module, ABC):
 
     @abstractmethod
     def cache(self, num_images: int, height: int, width: int) -> Any:
-        """What :meth:`step` keeps of earlier places."""
+        """The state that :meth:`step` keeps of earlier places."""
 
     def start_row(self, cache: Any, above: Tensor | None) -> Tensor | None:
         """Goes on to the next row; those above it are complete.
@@ -117,7 +117,7 @@ class CausalNetwork(nn.Module):
 
 
 def check_network(hidden_size: int, num_layers: int, kernel_sizes: Sequence[int], dropout: float) -> None:
-    """Checks the numbers that such a network is made of.
+    """Checks the sizes of a causal network.
 
     Raises:
         OptionError: A number below one, an even kernel size, or a dropout outside of [0, 1).

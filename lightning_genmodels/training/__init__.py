@@ -1,1 +1,1 @@
-"""What a recipe has beyond Lightning: optimizers, callbacks, tracking."""
+"""Training beyond Lightning: optimizers, callbacks, tracking."""

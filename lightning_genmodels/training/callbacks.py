@@ -1,4 +1,4 @@
-"""Callbacks that every recipe runs with: checkpoints that can be resumed exactly, and sample grids."""
+"""Callbacks of every recipe: exactly resumable checkpoints, and sample grids."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def newest_whole(root: Path) -> Path | None:
 
 
 def claim(root: Path, *, resumes: bool, overwrite: bool) -> None:
-    """Makes sure that a run which starts in a folder loses no other one.
+    """Refuses to start a run in a folder that holds another one.
 
     Args:
         root: Folder of the run.

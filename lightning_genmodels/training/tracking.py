@@ -1,4 +1,4 @@
-"""Tracking a run in Weights & Biases, and what every logger is told besides losses."""
+"""Tracking runs in Weights & Biases, and metrics that every logger gets besides losses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lightning_genmodels.weights.loading import export
 
 
 def wandb_logger(project: str, root: Path, tags: list[str], monitor: str) -> WandbLogger:
-    """A logger for Weights & Biases that never waits for a network that is not there.
+    """A logger for Weights & Biases that falls back to offline mode without a network.
 
     Without a key, or without a connection to the server, it tracks offline and warns; ``wandb sync`` uploads such a run
     later. The run is named after its folder, and a run that is resumed from that folder goes on in the same place.

@@ -7,8 +7,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from lightning_genmodels.base import ExplicitModel, GenerativeModel, LatentVariableModel
-from lightning_genmodels.evaluation.quality import CEILING, FLOOR, quality_table
+from lightning_genmodels.base import ExplicitModel, LatentVariableModel
+from lightning_genmodels.evaluation.report import figures_table, quality_table
 from lightning_genmodels.weights.names import model_class
 from lightning_genmodels.weights.published import published
 from lightning_genmodels.weights.records import Weights
@@ -79,7 +79,7 @@ def _metadata(weights: Weights) -> ModelCardData:
     )
 
 
-def _usage(cls: type[GenerativeModel], weights: Weights, repo: str) -> str:
+def _usage(cls: type, weights: Weights, repo: str) -> str:
     uses = [text for kind, text in _USES.items() if issubclass(cls, kind)]
     lines = [
         "```python",
@@ -94,23 +94,10 @@ def _usage(cls: type[GenerativeModel], weights: Weights, repo: str) -> str:
 
 
 def _figures(weights: Weights) -> str:
-    figures: dict[str, dict[str, Any]] = weights.metrics["figures"]
-    if not figures:
+    if not weights.metrics["figures"]:
         return "An implicit model: it has no likelihood."
-    rows = [
-        f"| {name} | {figure['estimator']} | {figure['value']:.2f} | {figure['standard_error']:.2f} "
-        f"| {figure['bits_per_dimension']:.4f} |"
-        for name, figure in figures.items()
-    ]
-    text = "\n".join(
-        [
-            "Negative log-likelihoods in nats per image, or upper bounds on them; lower is better.",
-            "",
-            "| figure | estimator | nats | standard error | bits per dimension |",
-            "| --- | --- | --- | --- | --- |",
-            *rows,
-        ]
-    )
+    head = "Negative log-likelihoods in nats per image, or upper bounds on them; lower is better."
+    text = f"{head}\n\n{figures_table(weights.metrics)}"
     theirs = published(weights)
     if theirs is not None:
         text += f"\n\nPublished: {theirs}."
@@ -128,16 +115,11 @@ def _samples(weights: Weights) -> list[str]:
     found: dict[str, Any] | None = weights.metrics.get("quality")
     if found is None:
         return []
-    results = found["results"]
-    labels = {weights.name: "samples", FLOOR: "floor", CEILING: "ceiling"}
-    table = quality_table(
-        {label: (results[kind], found.get("deviations", {}).get(kind, {})) for label, kind in labels.items()}
-    )
     return [
         "## Samples",
         f"{found['num_samples']:,} samples beside {found['num_real']:,} {found['split']} images, in the features and "
         f"classes that `{found['extractor']}` sees; between what real images and what independent pixels get.",
-        table,
+        quality_table({weights.name: found}),
     ]
 
 

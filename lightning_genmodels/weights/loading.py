@@ -9,7 +9,6 @@ from lightning_genmodels.base import GenerativeModel
 from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.errors import WeightsError
 from lightning_genmodels.weights.files import read
-from lightning_genmodels.weights.names import model_class
 from lightning_genmodels.weights.records import get_weights
 
 
@@ -41,7 +40,7 @@ def load_model(model: str, weights: str | None = None, **hyper_parameters: Any) 
     record = get_weights(weights or model)
     if record.model != model:
         raise WeightsError(f"{record.name} is a weight of {record.model!r}, not of {model!r}")
-    return read(record.name, model_class(model), **hyper_parameters)
+    return load(record.name, **hyper_parameters)
 
 
 def export(

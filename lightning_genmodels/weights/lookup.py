@@ -1,4 +1,4 @@
-"""Where the files behind a name lie: a local folder, the package, the Hub's cache, the Hub."""
+"""Looks up the files behind a name: in a local folder, the package, the Hub's cache, the Hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which models there are, by name: this package's own, and those that other packages bring by an entry point.
+"""The registry of models by name: this package's own, and those that other packages add by an entry point.
 
 A model of another package joins with one line of its ``pyproject.toml``::
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from lightning_genmodels.errors import ModelError, UnknownNameError, first_line
 
 if TYPE_CHECKING:
-    from lightning_genmodels.base import GenerativeModel
+    from lightning import LightningModule
 
 ENTRY_POINT_GROUP = "lightning_genmodels.models"
 
@@ -31,6 +31,7 @@ MODELS = {
     "fvbn": "lightning_genmodels.models.fvbn:FVBN",
     "gan": "lightning_genmodels.models.gan:GAN",
     "gated_pixelcnn": "lightning_genmodels.models.gated_pixelcnn:GatedPixelCNN",
+    "iwae": "lightning_genmodels.models.iwae:IWAE",
     "joint_table": "lightning_genmodels.models.joint_table:JointTable",
     "ladder_vae": "lightning_genmodels.models.ladder_vae:LadderVAE",
     "made": "lightning_genmodels.models.made:MADE",
@@ -57,7 +58,7 @@ def list_models() -> list[str]:
     return sorted(_import_strings())
 
 
-def model_class(name: str) -> type[GenerativeModel]:
+def model_class(name: str) -> type[LightningModule]:
     """Imports the class of a model.
 
     Raises:
@@ -69,7 +70,7 @@ def model_class(name: str) -> type[GenerativeModel]:
         raise UnknownNameError("model", name, list_models())
     module, _, attribute = strings[name].partition(":")
     try:
-        found: type[GenerativeModel] = getattr(importlib.import_module(module), attribute)
+        found: type[LightningModule] = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:
         if name in MODELS:
             raise
@@ -80,7 +81,7 @@ def model_class(name: str) -> type[GenerativeModel]:
     return found
 
 
-def importable_models() -> Iterator[type[GenerativeModel]]:
+def importable_models() -> Iterator[type[LightningModule]]:
     """The classes of all models that can be imported; one of another package that cannot is left out with a warning."""
     for name in _import_strings():
         try:

@@ -28,7 +28,7 @@ _NAMESPACE = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?", re.ASCII)
 
 @dataclass(frozen=True)
 class Publication:
-    """What is, or would be, published of one weight.
+    """The files of one weight that are, or would be, published.
 
     Attributes:
         weights: The weight.

@@ -1,4 +1,4 @@
-"""The weight registry: one frozen record per trained weight, and where its files lie."""
+"""The registry of weights: one frozen record per trained weight, and the location of its files."""
 
 from __future__ import annotations
 
