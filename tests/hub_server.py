@@ -105,13 +105,6 @@ class StoredFile:
         """Changes with the content; the client compares its own files with it, and names cached files by it."""
         return self.sha256 if self.lfs else self.git_oid
 
-    def tree_entry(self, path: str) -> dict[str, Any]:
-        size = len(self.content)
-        entry: dict[str, Any] = {"type": "file", "path": path, "size": size, "oid": self.git_oid}
-        if self.lfs:
-            entry["lfs"] = {"oid": self.sha256, "size": size, "pointerSize": len(self.pointer)}
-        return entry
-
 
 @dataclass(frozen=True)
 class Commit:
@@ -400,12 +393,6 @@ class HubServer:
         repository.append({".gitattributes": StoredFile(GIT_ATTRIBUTES, lfs=False)}, "initial commit")
         return repository
 
-    @route("GET", "/api/whoami-v2")
-    def _whoami(self, request: Request) -> Response:
-        user = self._writer(request)
-        token = {"displayName": "test", "role": "write"}
-        return Response.of({"type": "user", "name": user, "orgs": [], "auth": {"accessToken": token}})
-
     @route("POST", "/api/validate-yaml")
     def _validate_yaml(self, request: Request) -> Response:
         return Response.of({"errors": [], "warnings": []})
@@ -434,13 +421,6 @@ class HubServer:
         info["siblings"] = [{"rfilename": path} for path in sorted(commit.files)]
         return Response.of(info)
 
-    @route("GET", "/api/models/{repo}/tree/{revision}")
-    def _tree(self, request: Request, repo: str, revision: str) -> Response:
-        if request.query.get("recursive", "").lower() not in ("1", "true"):
-            raise HubError(501, "The test server lists whole repositories only: pass recursive=True")
-        files = self._readable(request, repo).find(revision).files
-        return Response.of([file.tree_entry(path) for path, file in sorted(files.items())])
-
     @route("GET", "/api/models/{repo}/refs")
     def _refs(self, request: Request, repo: str) -> Response:
         repository = self._readable(request, repo)
@@ -448,14 +428,6 @@ class HubServer:
         branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid} for name, oid in heads]
         tags = [{"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": oid} for tag, oid in repository.tags.items()]
         return Response.of({"branches": branches, "tags": tags, "converts": [], "pullRequests": []})
-
-    @route("GET", "/api/models/{repo}/commits/{revision}")
-    def _commits(self, request: Request, repo: str, revision: str) -> Response:
-        repository = self._readable(request, repo)
-        past = repository.history(revision)
-        authors = [{"user": repo.partition("/")[0]}]
-        shown = [{"id": c.oid, "title": c.title, "message": "", "date": c.date, "authors": authors} for c in past]
-        return Response.of(shown)
 
     @route("POST DELETE", "/api/models/{repo}/branch/{revision}")
     def _branch(self, request: Request, repo: str, revision: str) -> Response:
@@ -533,12 +505,6 @@ class HubServer:
                 files[value["path"]] = StoredFile(self._objects[value["oid"]], lfs=True)
             elif key == "lfsFile":
                 raise HubError(400, f"The LFS object of {value['path']} was not uploaded")
-            else:  # deletedFile, deletedFolder
-                path = value["path"].rstrip("/")
-                kept = {name: file for name, file in files.items() if name != path and not name.startswith(f"{path}/")}
-                if kept == files:
-                    raise HubError(404, "A file with this name doesn't exist", "EntryNotFound")
-                files = kept
         oid = repository.append(files, title, revision).oid
         return Response.of({"success": True, "commitOid": oid, "commitUrl": f"{self.endpoint}/{repo}/commit/{oid}"})
 
@@ -557,7 +523,7 @@ class HubServer:
             raise HubError(404, "Entry not found", "EntryNotFound", **headers)
         etag = f'"{file.content_oid}"'
         if not file.lfs:
-            return self._content(request, file.content, {**headers, "ETag": etag})
+            return self._content(file.content, {**headers, "ETag": etag})
         headers |= {"X-Linked-ETag": etag, "X-Linked-Size": str(len(file.content))}
         headers["Location"] = f"{self._storage}/{file.sha256}?filename={quote(path, safe='')}"
         return Response(302, b"Found. Redirecting", headers)
@@ -573,19 +539,11 @@ class HubServer:
             return Response()
         if path not in self._objects:
             raise HubError(404, "No such object")
-        return self._content(request, self._objects[path], {"ETag": f'"{path}"'})
+        return self._content(self._objects[path], {"ETag": f'"{path}"'})
 
     @staticmethod
-    def _content(request: Request, content: bytes, headers: Mapping[str, str]) -> Response:
-        headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", **headers}
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
-        if asked is None:
-            return Response(200, content, headers)
-        first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
-        if first > last:
-            raise HubError(416, "Range not satisfiable", **{"Content-Range": f"bytes */{len(content)}"})
-        headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-        return Response(206, content[first : last + 1], headers)
+    def _content(content: bytes, headers: Mapping[str, str]) -> Response:
+        return Response(200, content, {"Content-Type": "application/octet-stream", **headers})
 
 
 def _is_lfs(path: str, size: int, sample: bytes) -> bool:
@@ -646,14 +604,7 @@ class _HttpHandler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815
 
     def _read_body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        chunks = []
-        while size := int(self.rfile.readline().partition(b";")[0], 16):
-            chunks.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(chunks)
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def log_message(self, *_: object) -> None:
         """Keep quiet: `HubServer.log` has it all."""
