@@ -420,7 +420,7 @@ def check_sampling(model: GenerativeModel) -> str:
         raise NotApplicableError("the model has no exact likelihood, and its images are too large to count")
     if isinstance(model, AutoregressiveModel | OrderMixture):
         raise NotApplicableError("it follows from drawing by the conditionals, and their sum")
-    x = model.sample(400, generator=_generator(5)).double()
+    x = model.sample(1000, generator=_generator(5)).double()
     pixel = torch.randint(x[0].numel(), (len(x), 1), generator=_generator(6))
     drawn = x.flatten(1).gather(1, pixel)[:, 0]
     off, on = (model.log_prob(x.flatten(1).scatter(1, pixel, value).view_as(x)) for value in (0.0, 1.0))

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import test_resume as resume
 import torch
-from conftest import all_images
 from lightning import Callback, Trainer
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from lightning_genmodels import BinarizedMNISTDataModule, list_models
 from lightning_genmodels.base import AdversarialModel
 from lightning_genmodels.cli import main
 from lightning_genmodels.errors import OptionError
+from lightning_genmodels.evaluation.divergence import all_images
 from lightning_genmodels.models import GAN, WGANGP
 from lightning_genmodels.nn.adversarial import binarize
 from lightning_genmodels.training.callbacks import last_path

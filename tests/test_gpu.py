@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import all_images
 from lightning import Trainer
 
 from lightning_genmodels import list_models
 from lightning_genmodels.base import ExplicitModel, LatentVariableModel
 from lightning_genmodels.data import BinarizedMNISTDataModule
+from lightning_genmodels.evaluation.divergence import all_images
 from lightning_genmodels.models import VAE
 from lightning_genmodels.random import keyed_generators
 from lightning_genmodels.weights.names import model_class

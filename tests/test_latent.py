@@ -8,12 +8,12 @@ from typing import Any, Literal
 import pytest
 import test_contract as contract
 import torch
-from conftest import all_images
 from lightning.pytorch import Trainer
 
 from lightning_genmodels import BinarizedMNISTDataModule
 from lightning_genmodels.base import LatentVariableModel
 from lightning_genmodels.errors import OptionError
+from lightning_genmodels.evaluation.divergence import all_images
 from lightning_genmodels.models import VAE, LadderVAE
 from lightning_genmodels.random import keyed_generators
 

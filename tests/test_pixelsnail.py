@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import all_images
 from torch import Tensor
 
 from lightning_genmodels.errors import OptionError
+from lightning_genmodels.evaluation.divergence import all_images
 from lightning_genmodels.functional import bernoulli_log_prob, fill_in_order
 from lightning_genmodels.models import PixelSNAIL
 from lightning_genmodels.orders import PATCH_ORDERS, pixel_order
