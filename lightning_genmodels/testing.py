@@ -177,7 +177,7 @@ def p_value(samples: Tensor, probabilities: Tensor) -> float:
     counts = torch.bincount((samples.flatten(1).long() * digits).sum(1), minlength=len(probabilities)).double()
     if bool(counts[probabilities == 0].any()):
         return 0.0
-    expected, order = (probabilities.double() * len(samples)).sort()
+    expected, order = (probabilities.detach().double() * len(samples)).sort()
     counts, rare = counts[order], int((expected < 5).sum())
     if rare:
         rare = max(rare, int((expected.cumsum(0) < 5).sum()) + 1)
