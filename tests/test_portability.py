@@ -11,53 +11,57 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_genmodels.base import ExplicitModel, GenerativeModel
+from lightning_genmodels.base import GenerativeModel
 from lightning_genmodels.evaluation.divergence import all_images
-from lightning_genmodels.models import GAN, MADE, NADE, VAE, Bernoulli
+from lightning_genmodels.models import FVBN, GAN, MADE, NADE, VAE, Bernoulli, EoNADE, GatedPixelCNN, PixelSNAIL
 from lightning_genmodels.testing import tiny
 
 
-class Decoder(nn.Module):
-    """Latents to logits, as a program is exported that needs no more."""
+class Method(nn.Module):
+    """A method of a model as a module, which is what is exported."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: GenerativeModel, name: str) -> None:
         super().__init__()
         self.model = model
-
-    def forward(self, z: Tensor) -> Tensor:
-        logits: Tensor = self.model.decode(z)
-        return logits
-
-
-class LogProb(nn.Module):
-    """Images to nats."""
-
-    def __init__(self, model: ExplicitModel) -> None:
-        super().__init__()
-        self.model = model
+        self.name = name
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model.log_prob(x)
+        found: Tensor = getattr(self.model, self.name)(x)
+        return found
 
 
-@pytest.mark.slow(reason="the compiler takes half a minute")
-@pytest.mark.parametrize("cls", [Bernoulli, MADE, NADE])
+def inputs(model: Any, name: str) -> Tensor:
+    if name == "log_prob":
+        return all_images(model.event_shape)
+    return model.sample_latent(6, generator=torch.Generator().manual_seed(0))  # type: ignore[no-any-return]
+
+
+@pytest.mark.slow(reason="the compiler takes a quarter of a minute each")
+@pytest.mark.parametrize(("cls", "name"), [(MADE, "log_prob"), (NADE, "log_prob"), (VAE, "decode"), (GAN, "decode")])
 @torch.no_grad()
-def test_log_prob_is_compiled(cls: type[ExplicitModel]) -> None:
-    model = tiny(cls).float()
-    x = all_images(model.event_shape)
-    torch.testing.assert_close(torch.compile(model.log_prob)(x), model.log_prob(x))
-
-
-@pytest.mark.slow(reason="the compiler takes half a minute")
-@pytest.mark.parametrize("cls", [VAE, GAN])
-@torch.no_grad()
-def test_decoders_are_compiled_and_exported(cls: type[GenerativeModel]) -> None:
+def test_what_is_compiled_computes_the_same(cls: type[GenerativeModel], name: str) -> None:
     model: Any = tiny(cls).float()
-    z = model.sample_latent(6, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(torch.compile(model.decode)(z), model.decode(z))
-    program = torch.export.export(Decoder(model), (z,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.testing.assert_close(program.module()(z[:4]), model.decode(z[:4]))
+    x = inputs(model, name)
+    torch.testing.assert_close(torch.compile(getattr(model, name))(x), getattr(model, name)(x))
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [
+        *((cls, "log_prob") for cls in (Bernoulli, EoNADE, FVBN, GatedPixelCNN, MADE, PixelSNAIL)),
+        *((cls, "decode") for cls in (GAN, VAE)),
+    ],
+)
+@torch.no_grad()
+def test_what_is_exported_computes_the_same(cls: type[GenerativeModel], name: str) -> None:
+    model: Any = tiny(cls).float()
+    x = inputs(model, name)
+    program = torch.export.export(Method(model, name), (x,))
+    torch.testing.assert_close(program.module()(x.flip(0)), getattr(model, name)(x.flip(0)))
+    if cls in (MADE, VAE):
+        batch = torch.export.Dim("batch", min=2)
+        program = torch.export.export(Method(model, name), (x,), dynamic_shapes=({0: batch},))
+        torch.testing.assert_close(program.module()(x[:3]), getattr(model, name)(x[:3]))
 
 
 IMPORTS = """
