@@ -51,7 +51,8 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor, event_dims: int = 3) -> Tensor
     logits = at_least_float32(logits)
     # log sigmoid(+-logits): one pass over what may be K times as large as x, and no cancellation at large logits.
     against = ((1.0 - 2.0 * x).to(logits.dtype) * logits).flatten(start_dim=-event_dims)  # log-odds of the other value
-    if against.requires_grad or against.device.type != "cpu" or not against.numel() or against.amax() > _LARGE:
+    fast = against.device.type == "cpu" and not against.requires_grad and not torch.compiler.is_exporting()
+    if not fast or not against.numel() or against.amax() > _LARGE:
         return F.logsigmoid(-against).sum(dim=-1)
     return -_sum_log_one_plus_exp_(against)
 
@@ -152,7 +153,7 @@ def check_images(x: Any, event_shape: Sequence[int], *, values: bool = True) -> 
             f"expected images of shape (batch, {', '.join(map(str, expected))}), got {tuple(images.shape)}; "
             "reshape them, or choose a model for this image size"
         )
-    if not values or images.dtype == torch.bool:
+    if not values or images.dtype == torch.bool or torch.compiler.is_exporting():  # a graph has no values to look at
         return images
     if images.is_floating_point() and bool(torch.isnan(images).any()):
         raise ImageError(

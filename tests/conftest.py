@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from lightning_genmodels.data import sources
 
 os.environ.setdefault("WANDB_MODE", "offline")
-
-
-def all_images(event_shape: tuple[int, int, int]) -> Tensor:
-    """Every binary image of a tiny shape, (2^n, 1, H, W)."""
-    _, height, width = event_shape
-    pixels = list(itertools.product([0.0, 1.0], repeat=height * width))
-    return torch.tensor(pixels, dtype=torch.float64).view(-1, *event_shape)
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +37,33 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def _assert_same(one: Any, other: Any, where: str = "") -> None:
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert list(one) == list(other), where
+        for key in one:
+            _assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            _assert_same(*pair, f"{where}[{index}]")
+    elif isinstance(one, int | float | str):
+        assert one == other, where
+
+
+@pytest.fixture
+def assert_same() -> Callable[..., None]:
+    """Compares two structures: the same keys, with the same bits."""
+    return _assert_same
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every ``slow`` mark tells why."""
+    for item in items:
+        for mark in item.iter_markers("slow"):
+            if not mark.kwargs.get("reason"):
+                raise pytest.UsageError(f"{item.nodeid}: mark it @pytest.mark.slow(reason=...)")

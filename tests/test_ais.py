@@ -6,17 +6,18 @@ import math
 
 import pytest
 import torch
-from conftest import all_images
-from test_contract import build, log_likelihood_by_quadrature
 
 from lightning_genmodels.base import LatentVariableModel
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.evaluation.ais import ais_bound, ais_bracket
+from lightning_genmodels.evaluation.divergence import all_images
 from lightning_genmodels.random import keyed_generators
+from lightning_genmodels.testing import log_likelihood_by_quadrature, tiny
+from lightning_genmodels.weights.names import model_class
 
 
 def latent(name: str) -> LatentVariableModel:
-    model = build(name)
+    model = tiny(model_class(name))
     assert isinstance(model, LatentVariableModel)
     return model
 

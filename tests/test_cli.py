@@ -67,6 +67,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow(reason="trains by every recipe")
 @pytest.mark.parametrize("recipe", RECIPES, ids=[path.stem for path in RECIPES])
 def test_every_recipe_trains_and_its_checkpoint_loads(recipe: Path, run_folder: Path) -> None:
     config = yaml.safe_load(recipe.read_text())
@@ -106,7 +107,7 @@ def test_training_leaves_checkpoints_config_grid_and_log(trained: Path) -> None:
     assert list(checkpoint["hyper_parameters"]["event_shape"]) == [1, 28, 28]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="the compiler takes a minute")
 def test_compiled_training_keeps_the_names_of_the_weights(run_folder: Path) -> None:
     options = ["--model.hidden_size=2", "--model.num_layers=1", "--ema=0.9", "--samples.every_n_epochs=0"]
     main(["fit", "--model=pixelcnn", *options, *SHORT, "--compile=true", "--trainer.default_root_dir=run"])

@@ -100,7 +100,7 @@ def test_masks_of_halves_do_not_overlap() -> None:
         read_mask("weights.pt", (1, 3, 3))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="trains two models")
 def test_the_comparison_of_orders_prints_a_table(run_folder: Path) -> None:
     command = [sys.executable, str(RECIPES / "pixel_orders.py"), "--source=digits", "--model=markov", "--epochs=1"]
     printed = subprocess.run(
@@ -109,7 +109,7 @@ def test_the_comparison_of_orders_prints_a_table(run_folder: Path) -> None:
     assert len(re.findall(r"^(raster|hilbert) +[\d.]+ +[\d.]+ +[\d.]+$", printed, re.MULTILINE)) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="a benchmark")
 def test_the_fast_forms_of_nade_are_as_much_faster_as_promised(run_folder: Path) -> None:
     command = [sys.executable, str(RECIPES.parent / "benchmarks" / "benchmark.py"), "nade_training"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout

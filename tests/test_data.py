@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning import Trainer
 
 from lightning_genmodels.data import BinarizedMNISTDataModule, InMemoryLoader, sources
 from lightning_genmodels.data.sources import DataFile
@@ -371,9 +370,3 @@ def test_root_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.Mon
     assert BinarizedMNISTDataModule().root == tmp_path
     monkeypatch.delenv(sources.ROOT_VARIABLE)
     assert BinarizedMNISTDataModule().root == Path.home() / ".cache" / "lightning_genmodels" / "data"
-
-
-def test_trainer_moves_images_once() -> None:
-    data = BinarizedMNISTDataModule(source="digits")
-    data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    assert data.train_dataloader().images.dtype == torch.uint8

@@ -39,6 +39,7 @@ with Pretend():
         options = dict(devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
         trainer = Trainer(PretendedAccelerator(), max_epochs=1, limit_train_batches=3, **options)
         trainer.fit(model, datamodule=data)
+        assert trainer.train_dataloader.images.device.type == "gpu"  # moved once, not batch by batch
         if model.finalizes:
             model.finalize(data.images("train"))
         seen = []

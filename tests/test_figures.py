@@ -119,6 +119,20 @@ def test_a_report_that_contradicts_itself_does_not_agree(reported: Path, key: st
     assert "of the stored values is" in str(bound)
 
 
+def test_a_perturbed_weight_does_not_agree(reported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["verify", str(reported), "--seconds=0"])
+    assert capsys.readouterr().out.count("agrees on") == 2
+    model = load(reported)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.05)
+    model.save_pretrained(reported)
+    with pytest.raises(SystemExit) as caught:
+        main(["verify", str(reported), "--seconds=0"])
+    assert caught.value.code == 1
+    assert capsys.readouterr().out.count("DOES NOT AGREE: stored and recomputed values differ") == 2
+
+
 def test_values_of_fewer_images_than_the_report_says_are_refused(reported: Path) -> None:
     values = safetensors.torch.load_file(reported / "values.safetensors")
     for tensors in ({"nelbo": values["nelbo"], "iw10": values["iw10"][:0]}, {"nelbo": values["nelbo"]}, {}):

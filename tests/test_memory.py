@@ -32,7 +32,7 @@ def faults(program: str) -> int:
     return int(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="processes of 20 seconds")
 @pytest.mark.skipif(not reuse_freed_memory(), reason="needs the GNU C library")
 @pytest.mark.parametrize(
     "program",

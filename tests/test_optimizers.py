@@ -240,7 +240,7 @@ RUN = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="trains four times")
 def test_a_run_prolonged_from_before_the_fall_equals_a_longer_one_bit_for_bit(run_folder: Path) -> None:
     main([*RUN, "--trainer.max_epochs=5", "--trainer.default_root_dir=short"])
     short = torch.load(last_path("short"), weights_only=True)

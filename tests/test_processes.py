@@ -99,27 +99,6 @@ def test_two_processes_take_the_steps_of_one_and_write_once(run_folder: Path) ->
     assert listings[0] == listings[1]
 
 
-@pytest.mark.parametrize("model", ["eonade", "pixelsnail", "gan"])
-def test_what_is_monitored_on_two_processes_is_that_of_one(run_folder: Path, model: str) -> None:
-    found = []
-    for devices in (1, 2):
-        genmodels(
-            *("validate", f"--model={model}", "--data.source=digits", "--data.image_size=8"),
-            *(
-                "--trainer.accelerator=cpu",
-                "--trainer.enable_progress_bar=false",
-                "--trainer.enable_model_summary=false",
-            ),
-            *(f"--trainer.devices={devices}", f"--trainer.default_root_dir=run{devices}"),
-            cwd=run_folder,
-        )
-        names, values = next(Path(f"run{devices}", "logs").glob("*/metrics.csv")).read_text().splitlines()[:2]
-        metrics = dict(zip(names.split(","), values.split(","), strict=True))
-        found.append([float(value) for name, value in metrics.items() if name.startswith("val/") and value])
-    assert found[0]
-    assert found[1] == pytest.approx(found[0], rel=1e-5)
-
-
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_two_processes_take_the_steps_of_muon_that_one_takes(run_folder: Path, precision: str) -> None:
     for devices in (1, 2):

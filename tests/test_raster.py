@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lightning_genmodels.base import RasterModel
 from lightning_genmodels.errors import OptionError
-from lightning_genmodels.functional import fill_in_order
 from lightning_genmodels.models import DiagonalBiLSTM, GatedPixelCNN, PixelCNN, RowLSTM
 from lightning_genmodels.nn.raster import CausalConv2d
 from lightning_genmodels.nn.recurrent import LineLSTM
 from lightning_genmodels.orders import RASTER_ORDERS, pixel_order, raster_shape
+from lightning_genmodels.testing import check_drawing
 
 SIDE = 12
 MODELS: dict[str, Callable[..., RasterModel]] = {
@@ -108,19 +108,12 @@ def test_a_diagonal_bilstm_sees_every_earlier_pixel(row: int, column: int, layer
 @pytest.mark.parametrize("order", ["raster", "raster_rot90"])
 @pytest.mark.parametrize("name", list(MODELS))
 def test_drawing_from_caches_equals_full_evaluations(name: str, order: str) -> None:
-    shape = (1, 9, 7)
     torch.manual_seed(0)
-    model = MODELS[name](shape, order).double().eval()
+    model = MODELS[name]((1, 9, 7), order)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)
-    uniforms = torch.rand((20, 63), dtype=torch.float64)
-    x = torch.randint(2, (20, *shape)).double()
-    for observed in (torch.zeros_like(x, dtype=torch.bool), torch.rand(x.shape) < 0.4):
-        drawn = model._fill(x, observed, uniforms)
-        expected = fill_in_order(model.conditional_logits, model.pixel_order, x, observed, uniforms)
-        assert torch.equal(drawn, expected)
-        assert torch.equal(drawn[observed], x[observed])
+    check_drawing(model)
 
 
 @pytest.mark.parametrize("name", list(MODELS))

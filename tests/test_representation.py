@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import all_images
 from torch import Tensor
 
 from lightning_genmodels import BinarizedMNISTDataModule, load
 from lightning_genmodels.cli import main
 from lightning_genmodels.errors import OptionError
+from lightning_genmodels.evaluation.divergence import all_images
 from lightning_genmodels.evaluation.probe import linear_probe, random_encoder
 from lightning_genmodels.models import VAE, Autoencoder
 from lightning_genmodels.training.callbacks import best_path

@@ -8,8 +8,8 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -54,23 +54,6 @@ def train(root: Path, *extra: str) -> float:
     return time.monotonic() - began
 
 
-def assert_same(one: Any, other: Any, where: str = "") -> None:
-    """The same structure with the same bits."""
-    assert type(one) is type(other), where
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert list(one) == list(other), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for index, pair in enumerate(zip(one, other, strict=True)):
-            assert_same(*pair, f"{where}[{index}]")
-    elif isinstance(one, int | float | str):
-        assert one == other, where
-
-
 @pytest.fixture
 def third_party(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(THIRD_PARTY))
@@ -80,9 +63,11 @@ def third_party(monkeypatch: pytest.MonkeyPatch) -> None:
     sys.modules.pop("third_party_models", None)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="trains for minutes, and kills")
 @pytest.mark.parametrize("strategy", ["one process"])
-def test_killed_runs_end_bit_identical(third_party: None, tmp_path: Path, strategy: str) -> None:
+def test_killed_runs_end_bit_identical(
+    third_party: None, tmp_path: Path, strategy: str, assert_same: Callable[..., None]
+) -> None:
     duration = train(tmp_path / "whole")
     whole = torch.load(last_path(tmp_path / "whole"), weights_only=True)
     rng = random.Random(0)
@@ -106,8 +91,11 @@ def test_killed_runs_end_bit_identical(third_party: None, tmp_path: Path, strate
     print(f"{KILLS} of {KILLS} killed runs ended bit-identical; {mid_epoch} had a checkpoint to go on from")
 
 
+@pytest.mark.slow(reason="trains three times each")
 @pytest.mark.parametrize("batch", [3, 7, 12, 15, 24])
-def test_resumed_from_every_kind_of_batch(third_party: None, tmp_path: Path, batch: int) -> None:
+def test_resumed_from_every_kind_of_batch(
+    third_party: None, tmp_path: Path, batch: int, assert_same: Callable[..., None]
+) -> None:
     """Killed right after a checkpoint within an epoch, at its last batch, and at its end."""
     whole = tmp_path / "whole"
     quick = ("--trainer.max_epochs=3", "--samples.every_n_epochs=0", f"--save_every_n_batches={batch % 12 or 12}")

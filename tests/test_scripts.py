@@ -20,7 +20,7 @@ def run(script: str, *args: str, cwd: Path) -> str:
     return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True, timeout=300).stdout
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="trains for some seconds, with the start of a process")
 def test_demo_improves_the_bound_and_draws_a_grid(run_folder: Path) -> None:
     printed = run("tools/demo.py", "--seconds=4", cwd=run_folder)
     before, after = (float(value) for value in re.findall(r"training: +([\d.]+) \+-", printed))
@@ -29,7 +29,7 @@ def test_demo_improves_the_bound_and_draws_a_grid(run_folder: Path) -> None:
         assert (run_folder / "demo" / name).stat().st_size > 500
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="a benchmark")
 @pytest.mark.data
 def test_loader_benchmark_prints_ratios(data_root: Path, run_folder: Path) -> None:
     printed = run("benchmarks/benchmark.py", "data", cwd=run_folder)

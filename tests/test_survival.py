@@ -320,7 +320,7 @@ def _long_header(folder: Path) -> None:
         (lambda: Bernoulli((1, 4, 4)), _long_header),
     ],
 )
-@pytest.mark.slow
+@pytest.mark.slow(reason="a process for each file")
 def test_a_file_that_asks_for_too_much_is_refused_at_once(
     model: Callable[[], Any], attack: Callable[[Path], None], tmp_path: Path
 ) -> None:

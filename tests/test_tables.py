@@ -14,6 +14,7 @@ from lightning_genmodels.base import TabularModel
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.evaluation.divergence import all_images
 from lightning_genmodels.models import Bernoulli, ChainRuleTable, JointTable, Markov
+from lightning_genmodels.testing import check_normalization, check_sampling
 
 SHAPE = (1, 2, 3)
 Model = TypeVar("Model", bound=TabularModel)
@@ -70,9 +71,8 @@ def test_smoothed_probabilities_sum_to_one_and_counts_add_up(model: TabularModel
     counts = model.statistics(first) + model.statistics(second)
     assert counts.dtype == torch.int64
     assert torch.equal(counts, model.statistics(images()))
-    probabilities = fitted(model, images()).log_prob(all_images(SHAPE)).exp()
-    assert math.isclose(probabilities.sum().item(), 1.0, abs_tol=1e-12)
-    assert probabilities.min() > 0
+    check_normalization(fitted(model, images()))
+    assert model.log_prob(all_images(SHAPE)).isfinite().all()
 
 
 def test_conditional_frequencies_of_a_markov_chain() -> None:
@@ -87,11 +87,7 @@ def test_conditional_frequencies_of_a_markov_chain() -> None:
 
 def test_the_joint_table_samples_what_it_says() -> None:
     model = fitted(JointTable((1, 2, 2)), torch.cat([torch.zeros(90, 1, 2, 2), torch.ones(30, 1, 2, 2)]))
-    samples = model.sample(20_000, generator=torch.Generator().manual_seed(0))
-    rows = (samples.flatten(1) * torch.tensor([8.0, 4.0, 2.0, 1.0])).sum(1).long()
-    frequencies = torch.bincount(rows, minlength=16) / 20_000
-    expected = model.log_prob(all_images((1, 2, 2))).exp()
-    assert ((frequencies - expected).abs() < 4 * (expected / 20_000).sqrt()).all()
+    check_sampling(model)
 
 
 def test_tables_of_large_images_are_refused() -> None:

@@ -128,7 +128,7 @@ def test_loading_imports_nothing_heavy_beyond_lightning(run_folder: Path) -> Non
     assert added <= {"lightning_genmodels", "hubconf", "safetensors"}, added
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="builds and installs the package")
 def test_a_wheel_holds_every_shipped_weight_and_recipe(run_folder: Path) -> None:
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", "dist", str(ROOT)]
     subprocess.run(build, cwd=run_folder, check=True)

@@ -276,7 +276,7 @@ def test_a_wrong_command_line_is_one_line(
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="hundreds of commands")
 @pytest.mark.filterwarnings("ignore")  # of what Lightning makes of the options
 def test_random_command_lines_end_well_or_with_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Commands, options and values drawn at random, from those that there are and those that there are not."""
@@ -357,7 +357,7 @@ def test_a_reader_that_stops_early_sees_no_traceback(folder: Path) -> None:
     assert process.returncode == 141
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="starts a process, and waits")
 @pytest.mark.parametrize("saved", [True, False])
 def test_an_interrupted_fit_says_how_to_go_on(folder: Path, saved: bool) -> None:
     last = folder / "run" / "checkpoints" / "last.ckpt"
@@ -373,7 +373,7 @@ def test_an_interrupted_fit_says_how_to_go_on(folder: Path, saved: bool) -> None
         assert said == "genmodels: interrupted; there is no checkpoint yet"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="starts a process, and waits")
 def test_an_interrupted_command_leaves_nothing(folder: Path) -> None:
     start = time.monotonic()
     before = sorted(folder.iterdir())

@@ -49,7 +49,7 @@ class ExplicitModel(GenerativeModel, ABC):
             ImageError: Wrong shape, NaN, or pixels other than 0 and 1.
         """
         x = self._checked(x)
-        return self._log_prob(x) if len(x) else at_least_float32(x.new_zeros(0))
+        return self._log_prob(x) if x.shape[0] else at_least_float32(x.new_zeros(0))
 
     def forward(self, x: Tensor) -> Tensor:
         """:meth:`log_prob`, (B,) nats, of images (B, 1, H, W): what ``model(x)`` and ``trainer.predict`` give."""

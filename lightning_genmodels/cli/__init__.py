@@ -25,6 +25,7 @@ SUMMARIES = {
     "interpolate": "draw images between latent points",
     "evaluate": "measure a trained model: the protocol behind every published figure",
     "export": "turn a checkpoint into weights to share",
+    "audit": "check theorems that a model must satisfy",
     "verify": "recompute published figures, image by image",
     "publish": "upload weights to the Hugging Face Hub, with a card",
     "list": "list models and trained weights",

@@ -32,10 +32,12 @@ from lightning_genmodels.evaluation.run import Protocol
 from lightning_genmodels.evaluation.run import evaluate as measure
 from lightning_genmodels.functional import lines
 from lightning_genmodels.system import check_folder, check_output, shown, write_atomically
+from lightning_genmodels.testing import audit as findings
+from lightning_genmodels.testing import untrained
 from lightning_genmodels.weights import verify as checks
 from lightning_genmodels.weights.loading import export as save_weights
 from lightning_genmodels.weights.loading import load
-from lightning_genmodels.weights.names import list_models
+from lightning_genmodels.weights.names import list_models, model_class
 from lightning_genmodels.weights.records import list_weights
 
 _IMAGES = (".png", ".npy")
@@ -238,6 +240,32 @@ def verify(name: str, root: str | None = None, full: bool = False, seconds: floa
         raise SystemExit(1)
 
 
+def audit(name: str) -> None:
+    """Checks theorems that a model must satisfy, at its real size; status 1 if one fails.
+
+    Prints a line for each theorem: whether it holds, FAILS or is not applicable, and the evidence.
+
+    Args:
+        name: Model, weight, folder, checkpoint, or owner/repo on the Hub. A model without weights is audited untrained,
+            of its default size, with random parameters.
+    """
+    if name in list_models() and not list_weights(name):
+        cls = model_class(name)
+        if not issubclass(cls, GenerativeModel):
+            raise OptionError(
+                f"{name} is a {cls.__name__}, which is no GenerativeModel; derive it from one of its kinds"
+            )
+        model = untrained(cls)
+    else:
+        model = load(name)
+    failed = 0
+    for finding in findings(model):
+        print(finding, flush=True)
+        failed += finding.verdict == "FAILS"
+    if failed:
+        raise SystemExit(1)
+
+
 def publish(name: str, namespace: str, dry_run: bool = True) -> None:
     """Uploads shipped weights to the Hugging Face Hub, with a generated card; by default only says what it would do.
 
@@ -289,6 +317,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "interpolate": interpolate,
     "evaluate": evaluate,
     "export": export,
+    "audit": audit,
     "verify": verify,
     "publish": publish,
     "list": list_,
