@@ -3,8 +3,9 @@
 Everything below is imported when it is first used, so that ``import lightning_genmodels`` costs nothing.
 
 >>> import lightning_genmodels as gm
->>> gm.list_models()  # doctest: +SKIP
->>> model = gm.load("vae")  # doctest: +SKIP
+>>> model = gm.load("vae")
+>>> model.sample(16).shape
+torch.Size([16, 1, 28, 28])
 """
 
 from __future__ import annotations
