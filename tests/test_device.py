@@ -66,6 +66,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow(reason="trains and evaluates every model")
 @pytest.mark.parametrize("names", [list_models()[start::3] for start in range(3)], ids=lambda names: names[0])
 def test_every_model_stays_on_its_device_and_needs_no_float64(names: list[str]) -> None:
     command = [sys.executable, "-c", STEPS, *names]

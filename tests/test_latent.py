@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from lightning_genmodels import BinarizedMNISTDataModule
 from lightning_genmodels.errors import OptionError
 from lightning_genmodels.evaluation.divergence import all_images
+from lightning_genmodels.functional import log_mean_exp
 from lightning_genmodels.models import IWAE, VAE, LadderVAE
 from lightning_genmodels.random import keyed_generators
 from lightning_genmodels.testing import check_model, tiny
@@ -82,6 +83,16 @@ def test_closed_form_divergences_are_not_negative() -> None:
         model = VAE(**VAE.small)
         _, kl = model.elbo_terms(all_images(model.event_shape).float())
         assert bool((kl >= 0).all())
+
+
+@torch.no_grad()
+def test_a_bound_of_several_blocks_is_that_of_all_their_particles() -> None:
+    model = tiny(VAE)
+    x, more = all_images(model.event_shape)[:4].double(), 30
+    generator = torch.Generator().manual_seed(0)
+    blocks = [model.log_weights(x, size, generator=generator) for size in (model.particle_block, more)]
+    bound = model.iw_bound(x, model.particle_block + more, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(bound, log_mean_exp(torch.cat(blocks), dim=0))
 
 
 @torch.no_grad()

@@ -65,6 +65,7 @@ def test_a_conditional_sees_every_earlier_pixel_and_no_other(order: str) -> None
         assert changed[:, position + 1 :].any(0).all()
 
 
+@pytest.mark.slow(reason="enumerates 65,536 images")
 @pytest.mark.parametrize("orders", [PATCH_ORDERS, ("patches_flip",)])
 def test_the_probability_of_patches_is_that_of_their_pixels_and_sums_to_one(orders: tuple[str, ...]) -> None:
     model = pixelsnail(4, 4, orders=orders)

@@ -165,8 +165,8 @@ def test_evaluate_prints_and_writes_quality(
     quality = json.loads(Path("report/metrics.json").read_text())["quality"]
     assert (quality["num_samples"], quality["num_real"]) == (200, 250)
     assert list(quality["results"]) == ["samples", "floor", "ceiling"]
-    for kind in ("samples", "floor: real images", "ceiling: independent"):
-        assert f"\n{kind} " in printed
+    for kind in ("samples", "*floor: real training images*", "*ceiling: independent pixels*"):
+        assert f"\n| {kind} |" in printed
     with pytest.raises(SystemExit) as caught:
         main([*common, "--samples=5"])
     assert caught.value.code == 2

@@ -245,6 +245,7 @@ def test_an_audit_changes_nothing_and_goes_on_after_an_error() -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.slow(reason="audits models of real size")
 @pytest.mark.parametrize("name", ["bernoulli", "nade", "made", "vae", "gated_pixelcnn"])
 def test_no_false_alarm(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["audit", name])

@@ -66,6 +66,7 @@ def test_it_passes_the_contract(run_folder: Path) -> None:
     assert "2 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_models.py", cwd=run_folder)
 
 
+@pytest.mark.slow(reason="starts processes")
 @pytest.mark.parametrize("content", ["raise SystemExit(3)", "import nothing_of_this_name", "", "1 / 0"])
 def test_a_package_that_cannot_be_imported_harms_itself_alone(run_folder: Path, content: str) -> None:
     package = run_folder / "site"

@@ -43,6 +43,7 @@ print(json.dumps({{
     assert found == {"shapes": [[3, 1, 28, 28], [3, 50], [3]], "training": False, "imported": []}
 
 
+@pytest.mark.slow(reason="starts processes")
 def test_loads_from_a_github_archive_without_the_package_installed(run_folder: Path) -> None:
     archive = run_folder / "main.zip"
     with zipfile.ZipFile(archive, "w") as file:
@@ -78,6 +79,7 @@ def test_entry_points_are_the_models_and_nothing_else(run_folder: Path) -> None:
     assert found["documented"]
 
 
+@pytest.mark.slow(reason="starts processes")
 def test_arguments_of_an_entry_point(run_folder: Path) -> None:
     found = run(
         f"""
@@ -103,6 +105,7 @@ print(json.dumps([
     assert "latent_dims" in found[4]
 
 
+@pytest.mark.slow(reason="starts processes")
 def test_dependencies_are_what_inference_imports(run_folder: Path) -> None:
     """Each is imported by loading and sampling, so that torch.hub's check names what is missing."""
     found = run(
@@ -117,6 +120,7 @@ print(json.dumps({{name: name in sys.modules for name in hubconf.dependencies}})
     assert all(found.values()), found
 
 
+@pytest.mark.slow(reason="starts processes")
 def test_loading_imports_nothing_heavy_beyond_lightning(run_folder: Path) -> None:
     """What makes loading as fast as ``import lightning``; benchmarks/benchmark.py measures it."""
     modules = "print(json.dumps({'top': sorted({name.split('.')[0] for name in sys.modules})}))"

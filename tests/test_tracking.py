@@ -56,6 +56,7 @@ def records(run: Path) -> list[Any]:
     return found
 
 
+@pytest.mark.slow(reason="starts processes")
 def test_an_offline_run_holds_everything(run_folder: Path) -> None:
     pytest.importorskip("wandb")
     said = fit("--wandb=digits", "--tags=[mine]", "--ema=0.9", cwd=run_folder, WANDB_API_KEY="")
@@ -108,6 +109,7 @@ def test_an_offline_run_holds_everything(run_folder: Path) -> None:
     ]
 
 
+@pytest.mark.slow(reason="starts processes")
 def test_no_network_is_noticed_in_seconds(run_folder: Path) -> None:
     began = time.monotonic()
     fit("--wandb=digits", cwd=run_folder, WANDB_MODE="offline")
@@ -124,6 +126,7 @@ def test_two_processes_make_one_run(run_folder: Path) -> None:
     assert len(list((run_folder / "first_run" / "wandb").glob("offline-run-*"))) == 1
 
 
+@pytest.mark.slow(reason="starts processes")
 def test_csv_and_tensorboard(run_folder: Path) -> None:
     pytest.importorskip("tensorboard")
     logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "board", "name": ""}}

@@ -139,7 +139,7 @@ def test_a_loader_without_end_is_refused_by_a_model_that_must_see_all_images() -
             while True:
                 yield torch.zeros(1, SIDE, SIDE)
 
-    with pytest.raises(OptionError, match=r"no end; call model\.initialize"):
+    with pytest.raises(OptionError, match=r"endless; call model\.initialize"):
         trainer(max_epochs=-1, max_steps=3).fit(Bernoulli((1, SIDE, SIDE)), DataLoader(Endless(), batch_size=4))
 
 

@@ -345,6 +345,7 @@ def test_random_command_lines_end_well_or_with_one_line(folder: Path, capsys: py
         assert (code in (0, None) and not lines) or (code == 2 and len(lines) == 1), (args, code, printed.err)
 
 
+@pytest.mark.slow(reason="starts processes")
 def test_a_reader_that_stops_early_sees_no_traceback(folder: Path) -> None:
     np.save("many.npy", np.zeros((9000, 28, 28), dtype=np.uint8))
     command = [sys.executable, "-m", "lightning_genmodels.cli", "log_prob", "bernoulli", "many.npy"]

@@ -76,7 +76,7 @@ MUTATIONS = [
         "base/latent.py",
         "bound = bound - math.log(num_particles)",
         "bound = bound - math.log(len(sizes) * sizes[0])",
-        ("contract", "latent"),
+        ("latent",),
     ),
     Mutation(
         "ELBO: the divergence has the weight of the training loss",
@@ -248,7 +248,7 @@ MUTATIONS = [
         "weights/files.py",
         "if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):",
         "if tensor.is_floating_point() and tensor.numel() == 0:",
-        ("survival", "weights"),
+        ("training",),
     ),
     Mutation(
         "verify tolerates any difference",

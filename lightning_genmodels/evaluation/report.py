@@ -70,7 +70,12 @@ class Report:
                 f"{100 * result['accuracy']:.2f} % +- {100 * result['standard_error']:.2f}"
             )
         if "quality" in m:
-            lines.append(quality_table({"samples": m["quality"]}))
+            q = m["quality"]
+            lines.append(
+                f"{q['num_seeds']} times {q['num_samples']:,} samples beside {q['num_real']:,} {q['split']} images, as "
+                f"{q['extractor']} sees them; mean ± standard deviation"
+            )
+            lines.append(quality_table({"samples": q}))
         sampling = m["sampling"]
         lines.append(f"sampling {sampling['num_images']} images: {sampling['seconds']:.3f} s on {m['device']}")
         return "\n".join(lines)
