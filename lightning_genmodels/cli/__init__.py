@@ -7,10 +7,12 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from lightning_genmodels import __version__
 from lightning_genmodels.errors import GenmodelsError
+from lightning_genmodels.training import signals
 
 TRAINER_COMMANDS = ("fit", "validate", "test")
 
@@ -73,6 +75,11 @@ def _usage() -> str:
 
 
 def _run(args: list[str]) -> None:
+    with signals.listening() if args[0] == "fit" else nullcontext():
+        _run_command(args)
+
+
+def _run_command(args: list[str]) -> None:
     from lightning_genmodels.system import reuse_freed_memory
 
     reuse_freed_memory()

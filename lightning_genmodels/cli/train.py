@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from lightning_genmodels.cli import TRAINER_COMMANDS, recipes
 from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.errors import UnknownNameError, WeightsError, within
 from lightning_genmodels.system import check_folder, write_atomically
-from lightning_genmodels.training import callbacks, tracking
+from lightning_genmodels.training import callbacks, launch, tracking
+from lightning_genmodels.training.preemption import Preempted, Preemption
 from lightning_genmodels.weights import files
 from lightning_genmodels.weights.names import importable_models, list_models, model_class, model_name
 
@@ -54,6 +56,7 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         list(importable_models())  # so that their class names alone are known to the parser
+        self._held = ExitStack()
         try:
             super().__init__(
                 GenerativeModel,
@@ -66,12 +69,16 @@ class TrainingCLI(LightningCLI):
                 parser_kwargs={"version": __version__, "exit_on_error": False, **_raising()},
                 args=_expand_model_names(args),
             )
+        except Preempted:
+            raise
         except SystemExit as error:
             if not hasattr(self, "trainer") or self.trainer.state.status != TrainerStatus.INTERRUPTED:
                 raise
             last = callbacks.last_path(self.trainer.default_root_dir)
             found = f"go on from {last} with --ckpt_path last" if last.is_file() else "there is no checkpoint yet"
             raise KeyboardInterrupt(found) from error
+        finally:
+            self._held.close()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses what ``main`` was given, of which Lightning would warn, and checks what it leaves unchecked."""
@@ -120,14 +127,19 @@ class TrainingCLI(LightningCLI):
             decay = self._get(self.config_init, "ema")
             # The grid comes before the average is swapped back; the last checkpoint holds the state of all others.
             extra += [callbacks.exponential_moving_average(decay)] if decay is not None else []
+            last = None
             if config["enable_checkpointing"] is not False:
                 extra.append(callbacks.BestCheckpoint())
-                every = self._get(self.config_init, "save_every_n_batches")
-                extra.append(callbacks.LastCheckpoint(every))
+                last = callbacks.LastCheckpoint(self._get(self.config_init, "save_every_n_batches"))
+                extra.append(last)
                 extra.append(tracking.ExportBest())
+            extra.append(Preemption(last))
             extra.append(tracking.TrainingMonitor(config["log_every_n_steps"] or 50))
-        config["plugins"] = [*_listed(config["plugins"]), callbacks.WholeCheckpointIO()]
-        return self._instantiate_trainer(config, extra)
+        launch.trainer_options(config)
+        config["plugins"].append(callbacks.WholeCheckpointIO())
+        trainer = self._instantiate_trainer(config, extra)
+        launch.check_size(trainer.world_size)
+        return trainer
 
     def after_fit(self) -> None:
         """Says where the results are, and the best figure."""
@@ -155,6 +167,10 @@ class TrainingCLI(LightningCLI):
             "before_fall": callbacks.before_fall_path,
         }
         root = Path(self.trainer.default_root_dir)
+        # The first process alone: others may start when it is already at work in the folder.
+        claims = subcommand == "fit" and getattr(rank_zero_only, "rank", 0) == 0
+        if claims:
+            self._held.enter_context(callbacks.lock(root))
         is_auto = kwargs["ckpt_path"] == "auto"
         if is_auto:  # what a job that may be restarted wants
             path = callbacks.newest_whole(root)
@@ -171,8 +187,7 @@ class TrainingCLI(LightningCLI):
             kwargs["ckpt_path"] = str(path)
         if kwargs["ckpt_path"] is not None:
             files.check_checkpoint(Path(kwargs["ckpt_path"]), self.model)
-        # The first process alone: others may start when it is already at work in the folder.
-        if subcommand == "fit" and getattr(rank_zero_only, "rank", 0) == 0:
+        if claims:
             overwrite = self._get(self.config_init, "overwrite")
             callbacks.claim(root, resumes=kwargs["ckpt_path"] is not None or is_auto, overwrite=overwrite)
         return kwargs
@@ -181,13 +196,6 @@ class TrainingCLI(LightningCLI):
 def _raising() -> dict[str, Any]:
     """Options of the parsers of the commands: an error is raised, and not printed below a page of usage."""
     return {name: {"exit_on_error": False} for name in TRAINER_COMMANDS}
-
-
-def _listed(value: Any) -> list[Any]:
-    """What may be None, one thing or several, as a list."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _expand_model_names(args: Sequence[str]) -> list[str]:

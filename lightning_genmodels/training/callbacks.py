@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import Metric
 
@@ -25,6 +29,9 @@ CHECKPOINTS = "checkpoints"
 EXPORTED = "weights"
 CONFIG = "config.yaml"
 WANDB_ID = "wandb_run_id"
+LOCK = ".lock"
+
+_WAIT_FOR_LOCK = 5.0  # seconds: a run that is being killed may take as long to end
 
 RUN = (CHECKPOINTS, EXPORTED, CONFIG, "logs", "samples", WANDB_ID)
 """What a run writes into its folder; Weights & Biases keeps runs apart by itself."""
@@ -99,6 +106,30 @@ def newest_whole(root: Path) -> Path | None:
     return None
 
 
+@contextmanager
+def lock(root: Path) -> Iterator[None]:
+    """Holds the folder of a run, made if need be; the system lets go of it when the process is killed.
+
+    Raises:
+        OptionError: Another process trains in it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    held = FileLock(root / LOCK)
+    try:
+        held.acquire(timeout=_WAIT_FOR_LOCK)
+    except Timeout as error:
+        raise OptionError(
+            f"another process trains in {root}; wait until it ends, or choose another folder with "
+            "--trainer.default_root_dir"
+        ) from error
+    except (NotImplementedError, OSError) as error:
+        rank_zero_warn(f"cannot lock {root}, so that nothing keeps a second run out of it: {error}")
+    try:
+        yield
+    finally:
+        held.release()
+
+
 def claim(root: Path, *, resumes: bool, overwrite: bool) -> None:
     """Makes sure that a run which starts in a folder loses no other one.
 
@@ -159,21 +190,24 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         every_n_batches: Also save within an epoch; 0 for never.
+
+    Attributes:
+        is_due: Set it to have a checkpoint at the next batch after which one may be; it is unset once it is saved.
     """
 
     def __init__(self, every_n_batches: int = 0) -> None:
         at_least(0, save_every_n_batches=every_n_batches)
         self.every_n_batches = every_n_batches
-        self._is_due = False
+        self.is_due = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves within an epoch."""
-        self._is_due |= self.every_n_batches > 0 and (batch_idx + 1) % self.every_n_batches == 0
+        self.is_due |= self.every_n_batches > 0 and (batch_idx + 1) % self.every_n_batches == 0
         # Gradients that are being accumulated are no part of a checkpoint: it waits for the optimizer's step.
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if self._is_due and stepped and not trainer.is_last_batch and not _validation_follows(trainer, batch_idx):
+        if self.is_due and stepped and not trainer.is_last_batch and not _validation_follows(trainer, batch_idx):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -186,7 +220,7 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
-        self._is_due = False
+        self.is_due = False
         model = trainer.lightning_module
         if isinstance(model, GenerativeModel) and model.is_before_fall:
             trainer.save_checkpoint(before_fall_path(trainer.default_root_dir), weights_only=False)
