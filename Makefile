@@ -11,10 +11,10 @@ demo: $(STAMP)  ## Set up, train a small VAE for a minute, sample from trained w
 test: $(STAMP)  ## Set up, run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
-soak: $(STAMP)  ## The long counts: kills, full disks, flipped bits, damaged reports; writes soak.log
-	GENMODELS_SOAK=1 GENMODELS_TEST_KILLS=40 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s --timeout 7200 \
+soak: $(STAMP)  ## The long counts: kills, preemptions, full disks, flipped bits, damaged reports; writes soak.log
+	GENMODELS_SOAK=1 GENMODELS_TEST_KILLS=40 GENMODELS_TEST_PREEMPTIONS=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s --timeout 7200 \
 		tests/test_survival.py tests/test_resume.py tests/test_figures.py tests/test_weights.py \
-		tests/test_wrong_input.py | tee soak.log
+		tests/test_wrong_input.py tests/test_slurm.py | tee soak.log
 
 lint: $(STAMP)  ## Style, types, and the direction of imports
 	$(BIN)/ruff check .

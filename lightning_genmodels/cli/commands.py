@@ -196,7 +196,7 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     accelerator: str = "auto",
-    devices: int = 1,
+    devices: int | None = None,
     precision: str = "32-true",
     ais: int = 0,
     probe: bool = False,
@@ -214,7 +214,7 @@ def evaluate(
         limit: Only so many images, the head of one fixed permutation: the static test file is sorted by class.
         seed: Seed of the noise, which is keyed by image: the figures do not depend on batches and processes.
         accelerator: cpu, gpu or auto.
-        devices: Number of processes.
+        devices: Number of processes. Default: those that torchrun or srun started, or one.
         precision: 32-true or bf16-mixed.
         ais: Temperatures of annealed importance sampling, say 1000; 0 for none. It takes 200 images, and as many that
             the model drew, for which the error of the estimate is bounded.
@@ -226,7 +226,7 @@ def evaluate(
     if out is not None:
         check_folder(out)
     at_least(2, limit=2 if limit is None else limit)  # an error of the mean takes two images
-    at_least(1, num_particles=num_particles, devices=devices)
+    at_least(1, num_particles=num_particles, devices=1 if devices is None else devices)
     at_least(0, ais=ais, samples=samples)
     within(0, _SEEDS, seed=seed)
     with shown():

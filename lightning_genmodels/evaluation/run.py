@@ -39,6 +39,7 @@ from lightning_genmodels.evaluation.report import SUBSET, Report
 from lightning_genmodels.functional import bits_per_dimension
 from lightning_genmodels.random import process_share
 from lightning_genmodels.system import leave_group_at_exit
+from lightning_genmodels.training.launch import check_size, trainer_options
 from lightning_genmodels.weights.names import model_name
 
 
@@ -51,7 +52,7 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     accelerator: str = "auto",
-    devices: int = 1,
+    devices: int | None = None,
     precision: Any = "32-true",
     ais: int = 0,
     probe: bool = False,
@@ -69,7 +70,8 @@ def evaluate(
             :meth:`lightning_genmodels.data.BinarizedMNISTDataModule.subset`.
         seed: Seed of the noise.
         accelerator: As Lightning's Trainer takes it.
-        devices: Number of processes; more than one starts them as ``ddp``.
+        devices: Number of processes, which are started as ``ddp``. Default: those that torchrun or srun started, on one
+            node or several, or one.
         precision: As Lightning's Trainer takes it; sums are in at least float32 in any case.
         ais: Temperatures of annealed importance sampling, by :func:`evaluate_ais`; 0 for none.
         probe: Also a linear probe on codes, by :func:`evaluate_probe`.
@@ -93,11 +95,13 @@ def evaluate(
     if samples:
         check_quality(model, samples, DigitClassifier.load(extractor or SHIPPED))  # before what takes long
     evaluator = _Evaluator(model, data, split, list(estimators(model, num_particles)), limit, seed)
+    options: dict[str, Any] = {"devices": devices, "num_nodes": 1}
+    trainer_options(options)
+    options["devices"] = options["devices"] or 1
     try:
         trainer = Trainer(
+            **options,
             accelerator=accelerator,
-            devices=devices,
-            strategy="ddp" if devices > 1 else "auto",
             precision=precision,
             logger=False,
             enable_checkpointing=False,
@@ -106,6 +110,7 @@ def evaluate(
         )
     except ValueError as error:
         raise OptionError(first_line(error)) from error
+    check_size(trainer.world_size)
     origin = model.device
     trainer.test(evaluator, verbose=False)
     if not trainer.is_global_zero:
