@@ -29,7 +29,7 @@ RUN = [
     *("--data.source=digits", "--data.image_size=8", "--data.binarization=dynamic", "--data.batch_size=100"),
     *("--trainer.accelerator=cpu", "--trainer.enable_model_summary=false", "--samples.every_n_epochs=0"),
 ]
-LONG = [*RUN, f"--trainer.max_epochs={80 + 40 * PREEMPTIONS}", "--model.init_args.warmup_steps=5"]
+LONG = [*RUN, f"--trainer.max_epochs={40 + 25 * PREEMPTIONS}", "--model.init_args.warmup_steps=5"]
 
 
 @pytest.fixture(scope="module")
