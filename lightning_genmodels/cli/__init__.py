@@ -80,9 +80,10 @@ def _run(args: list[str]) -> None:
 
 
 def _run_command(args: list[str]) -> None:
-    from lightning_genmodels.system import reuse_freed_memory
+    from lightning_genmodels.system import reuse_freed_memory, set_matmul_precision
 
     reuse_freed_memory()
+    set_matmul_precision()
     try:
         if args[0] in TRAINER_COMMANDS:
             from lightning_genmodels.cli.train import TrainingCLI

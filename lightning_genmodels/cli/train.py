@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -18,8 +19,8 @@ from lightning_genmodels import __version__
 from lightning_genmodels.base import GenerativeModel
 from lightning_genmodels.cli import TRAINER_COMMANDS, recipes
 from lightning_genmodels.data import BinarizedMNISTDataModule
-from lightning_genmodels.errors import UnknownNameError, WeightsError, within
-from lightning_genmodels.system import check_folder, write_atomically
+from lightning_genmodels.errors import OptionError, UnknownNameError, WeightsError, within
+from lightning_genmodels.system import MatmulPrecision, check_folder, set_matmul_precision, write_atomically
 from lightning_genmodels.training import callbacks, launch, tracking
 from lightning_genmodels.training.preemption import Preempted, Preemption
 from lightning_genmodels.weights import files
@@ -102,6 +103,15 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--ema", type=float | None, default=None, help="Decay of an average of the weights.")
         parser.add_argument("--compile", type=bool, default=False, help="Compile the networks before training.")
         parser.add_argument(
+            "--channels_last", type=bool, default=False, help="Store the weights of convolutions channels last."
+        )
+        parser.add_argument(
+            "--matmul_precision",
+            type=MatmulPrecision,
+            default="highest",
+            help="Of float32 products and convolutions: high and medium allow TF32 on GPUs.",
+        )
+        parser.add_argument(
             "--save_every_n_batches", type=int, default=0, help="Also save last.ckpt within an epoch; 0 for never."
         )
         parser.add_argument(
@@ -115,6 +125,14 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the checkpoints and the logger, which need the folder of the run and the model."""
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        if not self.model.automatic_optimization and config["accumulate_grad_batches"] > 1:
+            raise OptionError(
+                f"a {type(self.model).__name__} takes its own steps and accumulates no gradients; leave out "
+                "--trainer.accumulate_grad_batches, and choose a larger --data.batch_size"
+            )
+        set_matmul_precision(self._get(self.config_init, "matmul_precision"))
+        if self._get(self.config_init, "channels_last"):
+            self.model.to(memory_format=torch.channels_last)
         root = Path(config["default_root_dir"] or Path("runs") / model_name(type(self.model)))
         config["default_root_dir"] = str(root)
         if config["logger"] is None or config["logger"] is True:
