@@ -176,15 +176,18 @@ class AdversarialModel(GenerativeModel, ABC):
         loss = self.discriminator_loss(batch, fake)
         self._watch(loss)
         self._set_gradients(self.discriminator, loss)
+        logs = self._logs_step  # before the step is counted
         optimizers[0].step()
-        self.log("train/discriminator_loss", loss)
+        if logs:
+            self.log("train/discriminator_loss", loss)
         if self.global_step % self.discriminator_steps == 0:
             loss = self.generator_loss(self.generate(self.sample_latent(len(batch))))
             self._watch(loss)
             self._set_gradients(self.generator, loss)
             optimizers[1].optimizer.step()  # not Lightning's wrapper: global_step counts one optimizer
             schedulers[1].step()
-            self.log("train/generator_loss", loss, prog_bar=True)
+            if logs:
+                self.log("train/generator_loss", loss, prog_bar=True)
         schedulers[0].step()
 
     def _set_gradients(self, network: nn.Module, loss: Tensor) -> None:

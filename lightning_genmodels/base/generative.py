@@ -464,8 +464,16 @@ class GenerativeModel(LightningModule, ABC):
     def _logged(self, loss: Tensor) -> Tensor:
         """The loss of a training step, watched and logged."""
         self._watch(loss)
-        self.log("train/loss", loss, prog_bar=True)
+        if self._logs_step:
+            self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    @property
+    def _logs_step(self) -> bool:
+        """Whether loggers take what is logged in this step; in others it would cost time, and be thrown away."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        is_due = every > 0 and (self.global_step + 1) % every == 0
+        return is_due or self.trainer.fit_loop.batch_idx == 0  # what a progress bar shows from then on
 
     @final
     def _stop_if_diverged(self) -> None:

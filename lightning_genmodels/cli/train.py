@@ -144,7 +144,7 @@ class TrainingCLI(LightningCLI):
             extra += [callbacks.CompileNetworks()] if self._get(self.config_init, "compile") else []
             decay = self._get(self.config_init, "ema")
             # The grid comes before the average is swapped back; the last checkpoint holds the state of all others.
-            extra += [callbacks.exponential_moving_average(decay)] if decay is not None else []
+            extra += [callbacks.MovingAverage(decay)] if decay is not None else []
             last = None
             if config["enable_checkpointing"] is not False:
                 extra.append(callbacks.BestCheckpoint())

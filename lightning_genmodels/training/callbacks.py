@@ -16,6 +16,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import Metric
 
@@ -285,11 +286,38 @@ class CompileNetworks(Callback):
                 child.compile()
 
 
-def exponential_moving_average(decay: float) -> WeightAveraging:
-    """Averages the weights after every step; the average is validated, and is what a checkpoint holds.
+class MovingAverage(WeightAveraging):
+    """Averages the weights after every step, exponentially; the average is validated, and is what a checkpoint holds.
 
-    Buffers are copied and not averaged: averaging would corrupt integer buffers such as pixel orders.
+    Buffers are copied and not averaged: averaging would corrupt integer buffers such as pixel orders. Lightning's own
+    callback asks the accelerator twice in a step how many weights were averaged, and collects the weights anew.
+
+    Args:
+        decay: Of the average, in [0, 1).
     """
-    within(0.0, 1.0, ema=decay)
-    # All weights in one pass, where Lightning's EMAWeightAveraging takes several, and one weight at a time.
-    return WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    state_key = WeightAveraging.__qualname__  # under which checkpoints have it
+
+    def __init__(self, decay: float) -> None:
+        within(0.0, 1.0, ema=decay)
+        self._average = get_ema_multi_avg_fn(decay)
+        self._weights: tuple[list[Tensor], list[Tensor]] | None = None
+        super().__init__(use_buffers=False, multi_avg_fn=self._average)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Copies the model."""
+        super().setup(trainer, pl_module, stage)
+        self._weights = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Averages after an optimizer's step; the first average is a copy."""
+        if self._latest_update_step == 0 or self._average_model is None:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        elif trainer.global_step > self._latest_update_step:
+            if self._weights is None:
+                self._weights = list(self._average_model.parameters()), list(pl_module.parameters())
+            self._average(*self._weights, self._average_model.n_averaged)
+            self._average_model.n_averaged += 1
+            self._latest_update_step = trainer.global_step
