@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -56,6 +57,8 @@ class TrainingCLI(LightningCLI):
     """Lightning's command line with this package's data module, checkpoints, sample grids and averaged weights."""
 
     def __init__(self, args: Sequence[str]) -> None:
+        # Figures are reduced over the processes before they are logged.
+        warnings.filterwarnings("ignore", r"It is recommended to use `self\.log\(.*sync_dist=True", UserWarning)
         list(importable_models())  # so that their class names alone are known to the parser
         self._held = ExitStack()
         try:
