@@ -265,7 +265,7 @@ def test_gradients_are_means_over_the_processes(monkeypatch: pytest.MonkeyPatch)
             calls.append((tensor.numel(), reduce_op))
             return tensor / 2
 
-    monkeypatch.setattr(type(model), "trainer", type("Fake", (), {"strategy": Strategy()})())
+    monkeypatch.setattr(type(model), "trainer", type("Fake", (), {"strategy": Strategy(), "world_size": 1})())
     loss = model.generator_loss(model.generate(model.sample_latent(8)))
     expected = torch.autograd.grad(loss, list(model.generator.parameters()), retain_graph=True)
     model._set_gradients(model.generator, loss)

@@ -173,3 +173,27 @@ def test_two_nodes_evaluate_as_one_process(slurm: dict[str, str], run_folder: Pa
     assert [report["processes"] for report in reports] == [1, 2]
     for name, figure in reports[0]["figures"].items():
         assert reports[1]["figures"][name]["value"] == pytest.approx(figure["value"], rel=1e-6)
+
+
+KINDS = """
+import sys
+from lightning_genmodels.cli import main
+
+for recipe in ("bernoulli", "made", "pixelsnail", "vae", "gan", "autoencoder"):
+    main(["fit", "--config", recipe, *sys.argv[1:], f"--trainer.default_root_dir=runs/{recipe}"])
+"""
+
+
+def test_srun_trains_a_recipe_of_each_kind(slurm: dict[str, str], run_folder: Path) -> None:
+    """Straight from a shell, and with a number of tasks that is not one for each node."""
+    Path("kinds.py").write_text(KINDS)
+    options = [*RUN, "--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.enable_progress_bar=false"]
+    command = ["srun", "--nodes=2", "--ntasks=2", sys.executable, "kinds.py", *options]
+    environment = {**slurm, "SLURM_JOB_NAME": "bash"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    runs = sorted(path.name for path in Path("runs").iterdir())
+    assert runs == sorted(["bernoulli", "made", "pixelsnail", "vae", "gan", "autoencoder"])
+    for run in runs:
+        assert Path("runs", run, "weights", "model.safetensors").is_file()
+        assert len(list(Path("runs", run, "logs").iterdir())) == 1
