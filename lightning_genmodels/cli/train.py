@@ -188,11 +188,11 @@ class TrainingCLI(LightningCLI):
             "before_fall": callbacks.before_fall_path,
         }
         root = Path(self.trainer.default_root_dir)
+        is_auto = kwargs["ckpt_path"] == "auto"
         # The first process alone: others may start when it is already at work in the folder.
         claims = subcommand == "fit" and getattr(rank_zero_only, "rank", 0) == 0
-        if claims:
+        if claims and is_auto:  # before it is looked into
             self._held.enter_context(callbacks.lock(root))
-        is_auto = kwargs["ckpt_path"] == "auto"
         if is_auto:  # what a job that may be restarted wants
             path = callbacks.newest_whole(root)
             kwargs["ckpt_path"] = None if path is None else str(path)
@@ -209,6 +209,8 @@ class TrainingCLI(LightningCLI):
         if kwargs["ckpt_path"] is not None:
             files.check_checkpoint(Path(kwargs["ckpt_path"]), self.model)
         if claims:
+            if not is_auto:  # whose options are right by now
+                self._held.enter_context(callbacks.lock(root))
             overwrite = self._get(self.config_init, "overwrite")
             callbacks.claim(root, resumes=kwargs["ckpt_path"] is not None or is_auto, overwrite=overwrite)
         return kwargs
