@@ -61,7 +61,7 @@ def start(environment: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("variables", "expected", "cluster"),
     [
-        ({}, None, LightningEnvironment),
+        ({}, None, None),
         (TORCHRUN, Launch("torchrun", 2, 2), TorchElasticEnvironment),
         (SRUN, Launch("srun", 2, 2), SLURMEnvironment),
         ({**SRUN, **TORCHRUN}, Launch("torchrun", 2, 2), TorchElasticEnvironment),
@@ -71,17 +71,17 @@ def start(environment: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
     ],
 )
 def test_devices_and_nodes_follow_from_what_started_the_processes(
-    environment: pytest.MonkeyPatch, variables: dict[str, str], expected: Launch | None, cluster: type
+    environment: pytest.MonkeyPatch, variables: dict[str, str], expected: Launch | None, cluster: type | None
 ) -> None:
     start(environment, variables)
     assert launched() == expected
     options = {"devices": "auto", "num_nodes": 1, "plugins": None}
     trainer_options(options)
     assert (options["devices"], options["num_nodes"]) == (("auto", 1) if expected is None else (2, 2))
-    (plugin,) = options["plugins"]
-    assert type(plugin) is cluster
-    assert expected is None or plugin.world_size() == 4
-    plugin.validate_settings(2, 2)
+    assert [type(plugin) for plugin in options["plugins"]] == ([] if cluster is None else [cluster])
+    for plugin in options["plugins"]:
+        assert expected is None or plugin.world_size() == 4
+        plugin.validate_settings(2, 2)
 
 
 @pytest.mark.parametrize("variables", [SRUN, TORCHRUN])

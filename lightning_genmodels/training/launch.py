@@ -85,7 +85,8 @@ def trainer_options(options: MutableMapping[str, Any]) -> None:
         options["num_nodes"] = launch.nodes
         if given[0] is None:
             options["devices"] = launch.per_node
-    if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+    is_slurm = "SLURM_JOB_ID" in os.environ  # which Lightning reads otherwise; of other systems its guess is right
+    if (launch is not None or is_slurm) and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
         plugins.append(_environment(launch))
     options["plugins"] = plugins
 
