@@ -14,10 +14,10 @@ test: $(STAMP)  ## Set up, run all tests
 test-fast: $(STAMP)  ## Properties of tiny models: no processes, no training by recipes, no Hub
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not (slow or hub or cluster or browser or gpu)" $(PYTEST_ARGS)
 
-soak: $(STAMP)  ## The long counts: kills, full disks, flipped bits, damaged reports; writes soak.log
-	GENMODELS_SOAK=1 GENMODELS_TEST_KILLS=40 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s --timeout 7200 \
+soak: $(STAMP)  ## The long counts: kills, preemptions, full disks, flipped bits, damaged reports; writes soak.log
+	GENMODELS_SOAK=1 GENMODELS_TEST_KILLS=40 GENMODELS_TEST_PREEMPTIONS=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s --timeout 7200 \
 		tests/test_survival.py tests/test_resume.py tests/test_figures.py tests/test_weights.py \
-		tests/test_wrong_input.py | tee soak.log
+		tests/test_wrong_input.py tests/test_slurm.py | tee soak.log
 	$(BIN)/python tools/mutations.py | tee -a soak.log
 
 lint: $(STAMP)  ## Style, types, and the direction of imports

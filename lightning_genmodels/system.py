@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Literal, TypeVar
 
 from lightning_genmodels.errors import FileError
 
@@ -158,6 +158,24 @@ def reuse_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_MAX)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
+
+
+MatmulPrecision = Literal["highest", "high", "medium"]
+
+
+def set_matmul_precision(precision: MatmulPrecision = "highest") -> None:
+    """Sets how precise products of float32 matrices are, and convolutions with them.
+
+    PyTorch leaves TF32, of 10 bits, on for convolutions on GPUs, and off for matrices. The command ``genmodels`` turns
+    it off for both, so that a figure in ``32-true`` is one in float32.
+
+    Args:
+        precision: As ``torch.set_float32_matmul_precision`` takes it; ``high`` and ``medium`` allow TF32 to both.
+    """
+    import torch
+
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = precision != "highest"
 
 
 def leave_group_at_exit() -> None:

@@ -20,7 +20,7 @@ from lightning import Trainer, seed_everything
 from lightning_genmodels import BinarizedMNISTDataModule
 from lightning_genmodels.base import AutoregressiveModel
 from lightning_genmodels.system import reuse_freed_memory
-from lightning_genmodels.training.callbacks import exponential_moving_average
+from lightning_genmodels.training.callbacks import MovingAverage
 from lightning_genmodels.weights.names import model_class
 
 ORDERS = ["raster", "raster_transpose", "raster_rot180", "snake", "spiral", "spiral_out", "hilbert", "random"]
@@ -34,7 +34,7 @@ def train(order: str, args: argparse.Namespace, data: BinarizedMNISTDataModule) 
     trainer = Trainer(
         max_epochs=args.epochs,
         accelerator="cpu",
-        callbacks=[exponential_moving_average(0.998)] if model.automatic_optimization else [],
+        callbacks=[MovingAverage(0.998)] if model.automatic_optimization else [],
         check_val_every_n_epoch=args.epochs,
         num_sanity_val_steps=0,
         logger=False,

@@ -17,6 +17,8 @@ from PIL import Image
 from lightning_genmodels import list_models, load
 from lightning_genmodels.base import GenerativeModel, LatentVariableModel
 from lightning_genmodels.cli import SUMMARIES, main
+from lightning_genmodels.cli.train import TrainingCLI
+from lightning_genmodels.system import set_matmul_precision
 from lightning_genmodels.training.callbacks import best_path, last_path
 from lightning_genmodels.weights.names import model_class
 
@@ -354,7 +356,8 @@ def test_recipes_train_py_is_the_same_program() -> None:
         (["fit", "--model=vae", "--save_every_n_batches=-1", "--data.source=digits"], "expected save_every_n_batches"),
         (["fit", "--model=vae", "--samples.every_n_epochs=-1", "--data.source=digits"], "expected every_n_epochs"),
         (["fit", "--model=gan", "--trainer.gradient_clip_val=1", "--data.source=digits"], "clip"),
-        (["fit", "--model=gan", "--trainer.accumulate_grad_batches=2", "--data.source=digits"], "ccumulat"),
+        (["fit", "--model=gan", "--trainer.accumulate_grad_batches=2", "--data.source=digits"], "larger --data.batch"),
+        (["fit", "--model=markov", "--trainer.accumulate_grad_batches=2"], "larger --data.batch"),
         (["sample"], "required: sample.name"),
         (["sample", "vae", "--num_samples=x"], "--num_samples: expected int, got x"),
         (["sample", "vae", "--bogus"], "unrecognized arguments: --bogus"),
@@ -432,3 +435,18 @@ def test_image_size_that_does_not_fit(trained: Path, capsys: pytest.CaptureFixtu
 def test_damaged_checkpoint(run_folder: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("cut.ckpt").write_bytes(best_path(trained).read_bytes()[:5000])
     assert "is no checkpoint of this package, or it is damaged" in error_of(capsys, "sample", "cut.ckpt")
+
+
+def test_flags_store_weights_channels_last_and_allow_tf32(run_folder: Path) -> None:
+    run = ["fit", "--config", "vae_conv", "--data.source=digits", "--trainer.fast_dev_run=true"]
+    try:
+        cli = TrainingCLI([*run, "--channels_last=true", "--matmul_precision=high", "--trainer.accelerator=cpu"])
+        weights = [p for p in cli.model.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
+        assert weights
+        assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        set_matmul_precision()
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cudnn.allow_tf32

@@ -107,9 +107,22 @@ def test_epochs_are_shuffled_differently_and_reproducibly() -> None:
     assert seen(InMemoryLoader(numbered(100), 10, train=True, seed=1)) != first
 
 
-def test_batches_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(OptionError, match=r"batch_size 100 does not divide over 3 processes; choose 99 or 102"):
-        InMemoryLoader(numbered(200), 100, train=True, world_size=3)
+@pytest.mark.parametrize(("batch_size", "world_size"), [(12, 3), (100, 8), (5, 5)])
+def test_means_over_the_shares_of_processes_weigh_up_to_that_of_the_batch(batch_size: int, world_size: int) -> None:
+    loaders = [
+        InMemoryLoader(numbered(200), batch_size, train=True, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    (whole, *_) = InMemoryLoader(numbered(200), batch_size, train=True)
+    shares = [next(iter(loader)) for loader in loaders]
+    assert sorted(torch.cat(shares).flatten(1)[:, 0].tolist()) == sorted(whole.flatten(1)[:, 0].tolist())
+    mean = sum(loader.weight * share.mean() for loader, share in zip(loaders, shares, strict=True)) / world_size
+    assert float(mean) == pytest.approx(float(whole.mean()))
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(OptionError, match=r"batch_size 2 gives not every one of 3 processes an image"):
+        InMemoryLoader(numbered(200), 2, train=True, world_size=3)
     with pytest.raises(OptionError, match="larger than the 50 training images"):
         InMemoryLoader(numbered(50), 100, train=True)
     with pytest.raises(OptionError, match="at least one"):

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 
 from lightning_genmodels import load
+from lightning_genmodels.cli import recipes
 from lightning_genmodels.models import VAE
 from lightning_genmodels.training.callbacks import best_path, last_path
 
@@ -87,12 +88,13 @@ def test_two_processes_take_the_steps_of_one_and_write_once(run_folder: Path) ->
             genmodels(
                 *("fit", "--model=shared_rows", *ONE_RUN, "--trainer.max_epochs=3", "--model.learning_rate=0.05"),
                 *(f"--trainer.devices={devices}", f"--trainer.default_root_dir=run{devices}", "--ema=0.9"),
+                "--data.batch_size=9",  # of which one process has five
                 cwd=run_folder,
             )
     finally:
         os.environ["PYTHONPATH"] = os.environ["PYTHONPATH"].removeprefix(path + os.pathsep)
     one, two = (torch.load(last_path(f"run{n}"), weights_only=True) for n in (1, 2))
-    assert one["global_step"] == two["global_step"] == 36
+    assert one["global_step"] == two["global_step"] == 3 * (1297 // 9)
     for key in ("current_model_state", "state_dict"):
         assert torch.allclose(one[key]["rows"], two[key]["rows"], atol=1e-6)
     listings = [sorted(p.relative_to(f"run{n}").as_posix() for p in Path(f"run{n}").rglob("*")) for n in (1, 2)]
@@ -132,3 +134,28 @@ def test_two_processes_train_the_vae_in_mixed_precision(run_folder: Path) -> Non
         losses[precision] = [float(line.split(",")[column]) for line in log[1:] if line.split(",")[column]]
     assert losses["32-true"][-1] < losses["32-true"][0] - 5
     assert losses["bf16-mixed"][-1] == pytest.approx(losses["32-true"][-1], rel=0.02)
+
+
+EVERY_RECIPE = """
+import sys
+from lightning_genmodels.cli import main, recipes
+
+for recipe in sorted(recipes()):
+    main(["fit", "--config", recipe, *sys.argv[1:], f"--trainer.default_root_dir=runs/{recipe}"])
+"""
+
+
+@pytest.mark.slow(reason="trains by every recipe")
+@pytest.mark.timeout(900)
+def test_every_recipe_trains_on_two_processes_in_mixed_precision(run_folder: Path) -> None:
+    """One pair of processes trains them all: imports are what takes time."""
+    (run_folder / "every.py").write_text(EVERY_RECIPE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "every.py", *ONE_RUN]
+    command += ["--samples.every_n_epochs=0", "--trainer.precision=bf16-mixed", "--trainer.max_epochs=1"]
+    command += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.log_every_n_steps=1"]
+    command += ["--data.batch_size=9", "--data.eval_batch_size=50"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stderr[-5000:]
+    exported = {path.parent.parent.name for path in Path("runs").glob("*/weights/model.safetensors")}
+    assert exported == set(recipes())

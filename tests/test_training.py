@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_genmodels import BinarizedMNISTDataModule, list_models, load
@@ -27,7 +29,7 @@ from lightning_genmodels.models import (
     EoNADE,
     PixelSNAIL,
 )
-from lightning_genmodels.training.callbacks import LastCheckpoint, best_path, last_path
+from lightning_genmodels.training.callbacks import LastCheckpoint, MovingAverage, best_path, last_path
 from lightning_genmodels.weights.names import model_class
 
 SIDE = 4
@@ -367,6 +369,27 @@ def test_checkpoints_fall_on_optimizer_steps(run_folder: Path, accumulate: int) 
     assert found["global_step"] == expected["global_step"]
     for key, tensor in expected["state_dict"].items():
         assert torch.equal(found["state_dict"][key], tensor), key
+
+
+def test_the_average_is_that_of_lightning(tmp_path: Path) -> None:
+    averages = []
+    for average in (MovingAverage(0.9), WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(0.9))):
+        torch.manual_seed(0)
+        model = VAE((1, 4, 4), (5,), 2)
+        trainer = Trainer(
+            accelerator="cpu",
+            logger=False,
+            max_epochs=2,
+            accumulate_grad_batches=2,
+            default_root_dir=tmp_path,
+            callbacks=[average],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
+        trainer.fit(model, datamodule=digits(batch_size=200))
+        averages.append(model.state_dict())  # the average, once fitting is over
+    assert all(torch.equal(value, averages[1][name]) for name, value in averages[0].items())
 
 
 # Noise and figures.

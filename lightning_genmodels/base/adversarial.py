@@ -176,22 +176,25 @@ class AdversarialModel(GenerativeModel, ABC):
         loss = self.discriminator_loss(batch, fake)
         self._watch(loss)
         self._set_gradients(self.discriminator, loss)
+        logs = self._logs_step  # before the step is counted
         optimizers[0].step()
-        self.log("train/discriminator_loss", loss)
+        if logs:
+            self.log("train/discriminator_loss", self._weighted(loss), sync_dist=True)
         if self.global_step % self.discriminator_steps == 0:
             loss = self.generator_loss(self.generate(self.sample_latent(len(batch))))
             self._watch(loss)
             self._set_gradients(self.generator, loss)
             optimizers[1].optimizer.step()  # not Lightning's wrapper: global_step counts one optimizer
             schedulers[1].step()
-            self.log("train/generator_loss", loss, prog_bar=True)
+            if logs:
+                self.log("train/generator_loss", self._weighted(loss), prog_bar=True, sync_dist=True)
         schedulers[0].step()
 
     def _set_gradients(self, network: nn.Module, loss: Tensor) -> None:
         """Gradients of a loss, averaged over the processes, for the parameters of one network and no other."""
         parameters = list(network.parameters())
         gradients = torch.autograd.grad(loss, parameters)
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        flat = self._weighted(torch.cat([gradient.flatten() for gradient in gradients]))
         mean: Tensor = self.trainer.strategy.reduce(flat, reduce_op="mean")
         for parameter, gradient in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = gradient.view_as(parameter)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_genmodels.base.metrics import Estimate
-from lightning_genmodels.data import BinarizedMNISTDataModule
+from lightning_genmodels.data import BinarizedMNISTDataModule, InMemoryLoader
 from lightning_genmodels.errors import DivergenceError, ImageError, OptionError, at_least, check_arguments, within
 from lightning_genmodels.functional import check_images
 from lightning_genmodels.random import check_generator, derive_seed, process_share, seed_default_generators
@@ -462,10 +462,26 @@ class GenerativeModel(LightningModule, ABC):
 
     @final
     def _logged(self, loss: Tensor) -> Tensor:
-        """The loss of a training step, watched and logged."""
+        """The loss of a training step, watched, weighted by the share of this process, and logged."""
         self._watch(loss)
-        self.log("train/loss", loss, prog_bar=True)
+        loss = self._weighted(loss)
+        if self._logs_step:
+            self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
+
+    @final
+    def _weighted(self, values: Tensor) -> Tensor:
+        """What is to be averaged over the processes: a mean over this process's share of a global batch, weighted."""
+        if self.trainer.world_size == 1 or not isinstance(self.trainer.train_dataloader, InMemoryLoader):
+            return values
+        return values * self.trainer.train_dataloader.weight
+
+    @property
+    def _logs_step(self) -> bool:
+        """Whether loggers take what is logged in this step; in others it would cost time, and be thrown away."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        is_due = every > 0 and (self.global_step + 1) % every == 0
+        return is_due or self.trainer.fit_loop.batch_idx == 0  # what a progress bar shows from then on
 
     @final
     def _stop_if_diverged(self) -> None:

@@ -7,10 +7,12 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from lightning_genmodels import __version__
 from lightning_genmodels.errors import GenmodelsError
+from lightning_genmodels.training import signals
 
 TRAINER_COMMANDS = ("fit", "validate", "test")
 
@@ -74,9 +76,15 @@ def _usage() -> str:
 
 
 def _run(args: list[str]) -> None:
-    from lightning_genmodels.system import reuse_freed_memory
+    with signals.listening() if args[0] == "fit" else nullcontext():
+        _run_command(args)
+
+
+def _run_command(args: list[str]) -> None:
+    from lightning_genmodels.system import reuse_freed_memory, set_matmul_precision
 
     reuse_freed_memory()
+    set_matmul_precision()
     try:
         if args[0] in TRAINER_COMMANDS:
             from lightning_genmodels.cli.train import TrainingCLI

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -17,9 +20,10 @@ from lightning_genmodels import __version__
 from lightning_genmodels.base import GenerativeModel
 from lightning_genmodels.cli import TRAINER_COMMANDS, recipes
 from lightning_genmodels.data import BinarizedMNISTDataModule
-from lightning_genmodels.errors import UnknownNameError, WeightsError, within
-from lightning_genmodels.system import check_folder, write_atomically
-from lightning_genmodels.training import callbacks, tracking
+from lightning_genmodels.errors import OptionError, UnknownNameError, WeightsError, within
+from lightning_genmodels.system import MatmulPrecision, check_folder, set_matmul_precision, write_atomically
+from lightning_genmodels.training import callbacks, launch, tracking
+from lightning_genmodels.training.preemption import Preempted, Preemption
 from lightning_genmodels.weights import files
 from lightning_genmodels.weights.names import importable_models, list_models, model_class, model_name
 
@@ -53,7 +57,10 @@ class TrainingCLI(LightningCLI):
     """Lightning's command line with this package's data module, checkpoints, sample grids and averaged weights."""
 
     def __init__(self, args: Sequence[str]) -> None:
+        # Figures are reduced over the processes before they are logged.
+        warnings.filterwarnings("ignore", r"It is recommended to use `self\.log\(.*sync_dist=True", UserWarning)
         list(importable_models())  # so that their class names alone are known to the parser
+        self._held = ExitStack()
         try:
             super().__init__(
                 GenerativeModel,
@@ -66,12 +73,16 @@ class TrainingCLI(LightningCLI):
                 parser_kwargs={"version": __version__, "exit_on_error": False, **_raising()},
                 args=_expand_model_names(args),
             )
+        except Preempted:
+            raise
         except SystemExit as error:
             if not hasattr(self, "trainer") or self.trainer.state.status != TrainerStatus.INTERRUPTED:
                 raise
             last = callbacks.last_path(self.trainer.default_root_dir)
             found = f"go on from {last} with --ckpt_path last" if last.is_file() else "there is no checkpoint yet"
             raise KeyboardInterrupt(found) from error
+        finally:
+            self._held.close()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses what ``main`` was given, of which Lightning would warn, and checks what it leaves unchecked."""
@@ -95,6 +106,15 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--ema", type=float | None, default=None, help="Decay of an average of the weights.")
         parser.add_argument("--compile", type=bool, default=False, help="Compile the networks before training.")
         parser.add_argument(
+            "--channels_last", type=bool, default=False, help="Store the weights of convolutions channels last."
+        )
+        parser.add_argument(
+            "--matmul_precision",
+            type=MatmulPrecision,
+            default="highest",
+            help="Of float32 products and convolutions: high and medium allow TF32 on GPUs.",
+        )
+        parser.add_argument(
             "--save_every_n_batches", type=int, default=0, help="Also save last.ckpt within an epoch; 0 for never."
         )
         parser.add_argument(
@@ -108,6 +128,14 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the checkpoints and the logger, which need the folder of the run and the model."""
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        if not self.model.automatic_optimization and config["accumulate_grad_batches"] > 1:
+            raise OptionError(
+                f"a {type(self.model).__name__} takes its own steps and accumulates no gradients; leave out "
+                "--trainer.accumulate_grad_batches, and choose a larger --data.batch_size"
+            )
+        set_matmul_precision(self._get(self.config_init, "matmul_precision"))
+        if self._get(self.config_init, "channels_last"):
+            self.model.to(memory_format=torch.channels_last)
         root = Path(config["default_root_dir"] or Path("runs") / model_name(type(self.model)))
         config["default_root_dir"] = str(root)
         if config["logger"] is None or config["logger"] is True:
@@ -119,15 +147,20 @@ class TrainingCLI(LightningCLI):
             extra += [callbacks.CompileNetworks()] if self._get(self.config_init, "compile") else []
             decay = self._get(self.config_init, "ema")
             # The grid comes before the average is swapped back; the last checkpoint holds the state of all others.
-            extra += [callbacks.exponential_moving_average(decay)] if decay is not None else []
+            extra += [callbacks.MovingAverage(decay)] if decay is not None else []
+            last = None
             if config["enable_checkpointing"] is not False:
                 extra.append(callbacks.BestCheckpoint())
-                every = self._get(self.config_init, "save_every_n_batches")
-                extra.append(callbacks.LastCheckpoint(every))
+                last = callbacks.LastCheckpoint(self._get(self.config_init, "save_every_n_batches"))
+                extra.append(last)
                 extra.append(tracking.ExportBest())
+            extra.append(Preemption(last))
             extra.append(tracking.TrainingMonitor(config["log_every_n_steps"] or 50))
-        config["plugins"] = [*_listed(config["plugins"]), callbacks.WholeCheckpointIO()]
-        return self._instantiate_trainer(config, extra)
+        launch.trainer_options(config)
+        config["plugins"].append(callbacks.WholeCheckpointIO())
+        trainer = self._instantiate_trainer(config, extra)
+        launch.check_size(trainer.world_size)
+        return trainer
 
     def after_fit(self) -> None:
         """Says where the results are, and the best figure."""
@@ -156,6 +189,10 @@ class TrainingCLI(LightningCLI):
         }
         root = Path(self.trainer.default_root_dir)
         is_auto = kwargs["ckpt_path"] == "auto"
+        # The first process alone: others may start when it is already at work in the folder.
+        claims = subcommand == "fit" and getattr(rank_zero_only, "rank", 0) == 0
+        if claims and is_auto:  # before it is looked into
+            self._held.enter_context(callbacks.lock(root))
         if is_auto:  # what a job that may be restarted wants
             path = callbacks.newest_whole(root)
             kwargs["ckpt_path"] = None if path is None else str(path)
@@ -171,8 +208,9 @@ class TrainingCLI(LightningCLI):
             kwargs["ckpt_path"] = str(path)
         if kwargs["ckpt_path"] is not None:
             files.check_checkpoint(Path(kwargs["ckpt_path"]), self.model)
-        # The first process alone: others may start when it is already at work in the folder.
-        if subcommand == "fit" and getattr(rank_zero_only, "rank", 0) == 0:
+        if claims:
+            if not is_auto:  # whose options are right by now
+                self._held.enter_context(callbacks.lock(root))
             overwrite = self._get(self.config_init, "overwrite")
             callbacks.claim(root, resumes=kwargs["ckpt_path"] is not None or is_auto, overwrite=overwrite)
         return kwargs
@@ -181,13 +219,6 @@ class TrainingCLI(LightningCLI):
 def _raising() -> dict[str, Any]:
     """Options of the parsers of the commands: an error is raised, and not printed below a page of usage."""
     return {name: {"exit_on_error": False} for name in TRAINER_COMMANDS}
-
-
-def _listed(value: Any) -> list[Any]:
-    """What may be None, one thing or several, as a list."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _expand_model_names(args: Sequence[str]) -> list[str]:

@@ -21,9 +21,10 @@ class InMemoryLoader:
     Given labels, it yields pairs of such images and their labels (B,).
 
     In training, every process takes the same permutation of (seed, epoch) and every ``world_size``-th image of each
-    global batch; grey images are binarized anew, by noise that is drawn for the whole global batch, so that one and
-    eight processes see the same images. In evaluation every image is counted once: process r has the images r,
-    r + world_size, ..., cut into the same number of batches on every process.
+    global batch, so that shares differ by at most one image; :attr:`weight` is what a mean over one counts. Grey images
+    are binarized anew, by noise that is drawn for the whole global batch, so that one and eight processes see the same
+    images. In evaluation every image is counted once: process r has the images r, r + world_size, ..., cut into the
+    same number of batches on every process.
 
     Its state (epoch, position) goes into Lightning's checkpoints, so that a killed run goes on with the very next
     batch.
@@ -39,7 +40,7 @@ class InMemoryLoader:
         world_size: Number of processes.
 
     Raises:
-        OptionError: The batch size does not divide over the processes, or there are too few images.
+        OptionError: There are fewer images in a batch than processes, or too few images.
     """
 
     batch_sampler = None  # Lightning asks for it; None says that nothing is to be injected.
@@ -58,11 +59,10 @@ class InMemoryLoader:
     ) -> None:
         if batch_size < 1:
             raise OptionError(f"expected batch_size of at least 1, got {batch_size}")
-        if train and batch_size % world_size:
-            lower = batch_size - batch_size % world_size
+        if train and batch_size < world_size:
             raise OptionError(
-                f"the global batch_size {batch_size} does not divide over {world_size} processes; "
-                f"choose {lower or world_size} or {lower + world_size} with --data.batch_size"
+                f"the global batch_size {batch_size} gives not every one of {world_size} processes an image; choose "
+                f"at least {world_size} with --data.batch_size"
             )
         if train and len(images) < batch_size:
             raise OptionError(f"batch_size {batch_size} is larger than the {len(images)} training images")
@@ -88,6 +88,12 @@ class InMemoryLoader:
         """Chooses the permutation of the next pass; a new epoch starts at its first batch."""
         if epoch != self.epoch:
             self.epoch, self.position = epoch, 0
+
+    @property
+    def weight(self) -> float:
+        """What the mean loss of this process's share counts in the mean over processes: 1 if shares are equal."""
+        share = len(range(self.rank, self.batch_size, self.world_size))
+        return share * self.world_size / self.batch_size
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, and number of batches already handed out in it."""

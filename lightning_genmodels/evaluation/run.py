@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -34,6 +35,7 @@ from lightning_genmodels.evaluation.report import SUBSET, Report
 from lightning_genmodels.functional import bits_per_dimension
 from lightning_genmodels.random import process_share
 from lightning_genmodels.system import leave_group_at_exit
+from lightning_genmodels.training.launch import check_size, trainer_options
 from lightning_genmodels.weights.names import model_name
 
 
@@ -47,7 +49,8 @@ class Protocol:
         limit: Only so many images, the head of one fixed permutation: the static test file is sorted by class.
         seed: Seed of the noise, which is keyed by image: the figures do not depend on batches and processes.
         accelerator: cpu, gpu or auto.
-        devices: Number of processes; more than one starts them as ``ddp``.
+        devices: Number of processes, which are started as ``ddp``. Default: those that torchrun or srun started, on one
+            node or several, or one.
         precision: 32-true or bf16-mixed; sums are in at least float32 in any case.
         ais: Temperatures of annealed importance sampling, say 1000; 0 for none. It takes 200 images, and as many that
             the model drew, for which the error of the estimate is bounded.
@@ -65,7 +68,7 @@ class Protocol:
     limit: int | None = None
     seed: int = 0
     accelerator: str = "auto"
-    devices: int = 1
+    devices: int | None = None
     precision: str = "32-true"
     ais: int = 0
     probe: bool = False
@@ -74,7 +77,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         at_least(2, limit=2 if self.limit is None else self.limit)  # an error of the mean takes two images
-        at_least(1, num_particles=self.num_particles, devices=self.devices)
+        at_least(1, num_particles=self.num_particles, devices=1 if self.devices is None else self.devices)
         at_least(0, ais=self.ais, samples=self.samples)
         within(0, 2**63, seed=self.seed)
 
@@ -103,11 +106,13 @@ def evaluate(model: GenerativeModel, data: BinarizedMNISTDataModule, protocol: P
     if protocol.samples:  # before what takes long
         check_quality(model, protocol.samples, DigitClassifier.load(protocol.extractor or SHIPPED))
     evaluator = _Evaluator(model, data, protocol)
+    options: dict[str, Any] = {"devices": protocol.devices, "num_nodes": 1}
+    trainer_options(options)
+    options["devices"] = options["devices"] or 1
     try:
         trainer = Trainer(
+            **options,
             accelerator=protocol.accelerator,
-            devices=protocol.devices,
-            strategy="ddp" if protocol.devices > 1 else "auto",
             precision=protocol.precision,  # type: ignore[arg-type]
             logger=False,
             enable_checkpointing=False,
@@ -116,6 +121,7 @@ def evaluate(model: GenerativeModel, data: BinarizedMNISTDataModule, protocol: P
         )
     except ValueError as error:
         raise OptionError(first_line(error)) from error
+    check_size(trainer.world_size)
     origin = model.device
     trainer.test(evaluator, verbose=False)
     if not trainer.is_global_zero:

@@ -272,7 +272,7 @@ class PixelSNAIL(OrderMixture):
 
     def training_loss(self, x: Tensor) -> Tensor:
         """Mean negative log-likelihood in nats per image, each in an order drawn at random, all equally often."""
-        return -self._log_prob_in(x, torch.randperm(len(x)).to(x.device) % len(self.pixel_orders)).mean()
+        return -self._log_prob_in(x, torch.randperm(len(x), device=x.device) % len(self.pixel_orders)).mean()
 
     def _validation_log_prob(self, x: Tensor, indices: range) -> Tensor:
         """Log-probability of each image in one order, in turn: all of them would take as many times as long."""

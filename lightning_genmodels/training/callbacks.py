@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import Metric
 
@@ -25,6 +30,9 @@ CHECKPOINTS = "checkpoints"
 EXPORTED = "weights"
 CONFIG = "config.yaml"
 WANDB_ID = "wandb_run_id"
+LOCK = ".lock"
+
+_WAIT_FOR_LOCK = 5.0  # seconds: a run that is being killed may take as long to end
 
 RUN = (CHECKPOINTS, EXPORTED, CONFIG, "logs", "samples", WANDB_ID)
 """What a run writes into its folder; Weights & Biases keeps runs apart by itself."""
@@ -99,6 +107,30 @@ def newest_whole(root: Path) -> Path | None:
     return None
 
 
+@contextmanager
+def lock(root: Path) -> Iterator[None]:
+    """Holds the folder of a run, made if need be; the system lets go of it when the process is killed.
+
+    Raises:
+        OptionError: Another process trains in it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    held = FileLock(root / LOCK)
+    try:
+        held.acquire(timeout=_WAIT_FOR_LOCK)
+    except Timeout as error:
+        raise OptionError(
+            f"another process trains in {root}; wait until it ends, or choose another folder with "
+            "--trainer.default_root_dir"
+        ) from error
+    except (NotImplementedError, OSError) as error:
+        rank_zero_warn(f"cannot lock {root}, so that nothing keeps a second run out of it: {error}")
+    try:
+        yield
+    finally:
+        held.release()
+
+
 def claim(root: Path, *, resumes: bool, overwrite: bool) -> None:
     """Refuses to start a run in a folder that holds another one.
 
@@ -159,21 +191,24 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         every_n_batches: Also save within an epoch; 0 for never.
+
+    Attributes:
+        is_due: Set it to have a checkpoint at the next batch after which one may be; it is unset once it is saved.
     """
 
     def __init__(self, every_n_batches: int = 0) -> None:
         at_least(0, save_every_n_batches=every_n_batches)
         self.every_n_batches = every_n_batches
-        self._is_due = False
+        self.is_due = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves within an epoch."""
-        self._is_due |= self.every_n_batches > 0 and (batch_idx + 1) % self.every_n_batches == 0
+        self.is_due |= self.every_n_batches > 0 and (batch_idx + 1) % self.every_n_batches == 0
         # Gradients that are being accumulated are no part of a checkpoint: it waits for the optimizer's step.
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if self._is_due and stepped and not trainer.is_last_batch and not _validation_follows(trainer, batch_idx):
+        if self.is_due and stepped and not trainer.is_last_batch and not _validation_follows(trainer, batch_idx):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -186,7 +221,7 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
-        self._is_due = False
+        self.is_due = False
         model = trainer.lightning_module
         if isinstance(model, GenerativeModel) and model.is_before_fall:
             trainer.save_checkpoint(before_fall_path(trainer.default_root_dir), weights_only=False)
@@ -251,11 +286,38 @@ class CompileNetworks(Callback):
                 child.compile()
 
 
-def exponential_moving_average(decay: float) -> WeightAveraging:
-    """Averages the weights after every step; the average is validated, and is what a checkpoint holds.
+class MovingAverage(WeightAveraging):
+    """Averages the weights after every step, exponentially; the average is validated, and is what a checkpoint holds.
 
-    Buffers are copied and not averaged: averaging would corrupt integer buffers such as pixel orders.
+    Buffers are copied and not averaged: averaging would corrupt integer buffers such as pixel orders. Lightning's own
+    callback asks the accelerator twice in a step how many weights were averaged, and collects the weights anew.
+
+    Args:
+        decay: Of the average, in [0, 1).
     """
-    within(0.0, 1.0, ema=decay)
-    # All weights in one pass, where Lightning's EMAWeightAveraging takes several, and one weight at a time.
-    return WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    state_key = WeightAveraging.__qualname__  # under which checkpoints have it
+
+    def __init__(self, decay: float) -> None:
+        within(0.0, 1.0, ema=decay)
+        self._average = get_ema_multi_avg_fn(decay)
+        self._weights: tuple[list[Tensor], list[Tensor]] | None = None
+        super().__init__(use_buffers=False, multi_avg_fn=self._average)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Copies the model."""
+        super().setup(trainer, pl_module, stage)
+        self._weights = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Averages after an optimizer's step; the first average is a copy."""
+        if self._latest_update_step == 0 or self._average_model is None:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        elif trainer.global_step > self._latest_update_step:
+            if self._weights is None:
+                self._weights = list(self._average_model.parameters()), list(pl_module.parameters())
+            self._average(*self._weights, self._average_model.n_averaged)
+            self._average_model.n_averaged += 1
+            self._latest_update_step = trainer.global_step
