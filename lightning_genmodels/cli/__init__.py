@@ -27,6 +27,7 @@ SUMMARIES = {
     "interpolate": "draw images between latent points",
     "evaluate": "measure a trained model: the protocol behind every published figure",
     "export": "turn a checkpoint into weights to share",
+    "curves": "draw learning curves of runs",
     "audit": "check theorems that a model must satisfy",
     "verify": "recompute published figures, image by image",
     "publish": "upload weights to the Hugging Face Hub, with a card",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from lightning_genmodels.functional import lines
 from lightning_genmodels.system import check_folder, check_output, shown, write_atomically
 from lightning_genmodels.testing import audit as findings
 from lightning_genmodels.testing import untrained
+from lightning_genmodels.training.curves import draw_curves, read_curves
 from lightning_genmodels.weights import verify as checks
 from lightning_genmodels.weights.loading import export as save_weights
 from lightning_genmodels.weights.loading import load
@@ -210,6 +212,18 @@ def evaluate(name: str, data: BinarizedMNISTDataModule, protocol: Protocol, out:
             print(f"written: {out}")
 
 
+def curves(runs: list[Path], out: Path = Path("curves.png")) -> None:
+    """Draws learning curves: the training loss and the validation figures of one or several runs.
+
+    Args:
+        runs: Folders of training runs.
+        out: The .png file to write.
+    """
+    out = check_output(out, [".png"])
+    draw_curves({str(run): read_curves(run) for run in runs}, out)
+    print(f"learning curves of {len(runs)} runs: {out}")
+
+
 def export(checkpoint: Path, out: Path, data: BinarizedMNISTDataModule, half: bool = False) -> None:
     """Turns a Lightning checkpoint into weights to share: safetensors and a JSON config.
 
@@ -316,6 +330,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "complete": complete,
     "interpolate": interpolate,
     "evaluate": evaluate,
+    "curves": curves,
     "export": export,
     "audit": audit,
     "verify": verify,
@@ -341,6 +356,9 @@ def run(args: list[str]) -> None:
         commands.add_subcommand(name, sub, help=SUMMARIES[name])
     for name in TRAINER_COMMANDS:  # so that an error about a command's name lists all of them
         commands.add_subcommand(name, ArgumentParser(exit_on_error=False), help=SUMMARIES[name])
+    if args[:1] == ["curves"]:  # several folders are one list to the parser
+        folders = list(itertools.takewhile(lambda arg: not arg.startswith("-"), args[1:]))
+        args = ["curves", json.dumps(folders), *args[1 + len(folders) :]] if folders else args
     config = parser.instantiate(parser.parse_args(args))
     options = config[config.command].as_dict()
     function = COMMANDS[config.command]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -156,6 +157,9 @@ class TrainingCLI(LightningCLI):
                 extra.append(tracking.ExportBest())
             extra.append(Preemption(last))
             extra.append(tracking.TrainingMonitor(config["log_every_n_steps"] or 50))
+            if config["enable_progress_bar"] is None and not sys.stderr.isatty():
+                config["enable_progress_bar"] = False  # a file of output shows its last state alone
+                extra.append(tracking.EpochLines())
         launch.trainer_options(config)
         config["plugins"].append(callbacks.WholeCheckpointIO())
         trainer = self._instantiate_trainer(config, extra)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 
 from lightning_genmodels.data import Batch, BinarizedMNISTDataModule
@@ -123,6 +123,34 @@ class TrainingMonitor(Callback):
             now = time.monotonic()
             pl_module.log("train/images_per_second", self._images / (now - self._since))
             self._since, self._images = now, 0
+
+
+class EpochLines(Callback):
+    """Prints a line after every epoch: the training loss, the figures of a validation, and the time."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._validated = False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._since, self._validated = time.monotonic(), False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes that there are new figures."""
+        self._validated = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints, on the first process, to standard error."""
+        figures = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name == "train/loss" or (self._validated and name.startswith("val/") and not name.endswith("_stderr"))
+        }
+        parts = [f"{name} {figures[name]:.3f}" for name in sorted(figures)]
+        parts.append(f"{time.monotonic() - self._since:.1f} s")
+        of = f" of {trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+        rank_zero_info(f"epoch {trainer.current_epoch + 1}{of}: {', '.join(parts)}")
 
 
 class ExportBest(Callback):

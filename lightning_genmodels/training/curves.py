@@ -1,0 +1,72 @@
+"""Learning curves of runs, from the CSV files that every run writes."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lightning_genmodels.errors import FileError, OptionError
+
+Curve = list[tuple[int, float]]
+"""Optimizer steps and values."""
+
+
+def read_curves(run: Path) -> dict[str, Curve]:
+    """The losses and validation figures of a run, by name; those of a resumed run are joined.
+
+    Args:
+        run: The run's folder, ``--trainer.default_root_dir`` of its training.
+
+    Raises:
+        FileError: It holds no logs of a run.
+    """
+    files = sorted(
+        run.glob("logs/version_*/metrics.csv"), key=lambda file: int(file.parent.name.removeprefix("version_"))
+    )
+    curves: dict[str, dict[int, float]] = {}
+    for file in files:
+        with file.open(newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                for name, text in row.items():
+                    if text and (name == "train/loss" or name.startswith("val/")) and not name.endswith("_stderr"):
+                        curves.setdefault(name, {})[int(row["step"])] = float(text)
+    if not curves:
+        raise FileError(f"{run} holds no logs of a run (logs/version_*/metrics.csv); name the folder of a training run")
+    return {name: sorted(curve.items()) for name, curve in curves.items()}
+
+
+def draw_curves(runs: Mapping[str, Mapping[str, Curve]], file: Path) -> None:
+    """Draws a panel for each figure, with a line for each run that has it; the lowest value is named in the legend.
+
+    Args:
+        runs: What :func:`read_curves` read, by a label.
+        file: The PNG file to write.
+
+    Raises:
+        OptionError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise OptionError("plots need matplotlib: pip install 'lightning-genmodels[plots]'") from error
+    names = sorted({name for curves in runs.values() for name in curves}, key=lambda name: (name != "train/loss", name))
+    figure = Figure(figsize=(5.5 * len(names), 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for label, curves in runs.items():
+            if name in curves:
+                steps, values = zip(*curves[name], strict=True)
+                axes.plot(steps, values, label=f"{label}: {min(values):.2f}", marker="." if len(steps) == 1 else None)
+        axes.set(xlabel="optimizer steps", ylabel="nats per image", title=name)
+        axes.set_ylim(*_range([value for curves in runs.values() for _, value in curves.get(name, [])]))
+        axes.legend(title="lowest")
+    figure.savefig(file, dpi=120, format="png")
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """Limits of an axis that leave out what an untrained model has: the highest tenth."""
+    finite = sorted(value for value in values if math.isfinite(value)) or [0.0]
+    low, high = finite[0], finite[math.ceil(0.9 * len(finite)) - 1]
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin

@@ -1,0 +1,39 @@
+"""What a run says of its epochs: a line each, and learning curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lightning_genmodels.cli import main
+from lightning_genmodels.training.curves import read_curves
+
+
+def test_a_line_after_every_epoch_where_there_is_no_terminal(
+    run_folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        main(
+            [
+                *("fit", "--model=vae", "--data.source=digits", "--trainer.accelerator=cpu", "--trainer.max_epochs=3"),
+                *("--trainer.check_val_every_n_epoch=2", "--trainer.log_every_n_steps=4", "--samples.every_n_epochs=0"),
+            ]
+        )
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("epoch ")]
+    assert [line.partition(":")[0] for line in lines] == ["epoch 1 of 3", "epoch 2 of 3", "epoch 3 of 3"]
+    assert ["val/nelbo" in line for line in lines] == [False, True, False]
+
+
+def test_curves_join_a_resumed_run_and_need_one(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for version, rows in enumerate(["0,1,5.0,\n0,2,,7.5\n", "1,3,4.0,\n1,4,,6.5\n"]):
+        folder = run_folder / "run" / "logs" / f"version_{version}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text(f"epoch,step,train/loss,val/nll\n{rows}")
+    assert read_curves(run_folder / "run") == {"train/loss": [(1, 5.0), (3, 4.0)], "val/nll": [(2, 7.5), (4, 6.5)]}
+    pytest.importorskip("matplotlib")
+    main(["curves", "run", "run", "--out=both.png"])
+    assert Path("both.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit):
+        main(["curves", "elsewhere"])
+    assert "elsewhere holds no logs of a run" in capsys.readouterr().err
