@@ -36,12 +36,13 @@ def test_loader_benchmark_prints_ratios(data_root: Path, run_folder: Path) -> No
     assert len(re.findall(r"[\d.]+ times faster", printed)) == 2
 
 
-def test_figures_in_the_readme_are_those_of_the_weights() -> None:
+def test_figures_in_documents_are_those_of_the_weights() -> None:
     spec = importlib.util.spec_from_file_location("tables", ROOT / "tools" / "tables.py")
     assert spec is not None
     assert spec.loader is not None
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
-    text = tables.README.read_text(encoding="utf-8")
-    assert tables.updated(text) == text, "run python tools/tables.py"
+    for file in tables.FILES:
+        text = file.read_text(encoding="utf-8")
+        assert tables.updated(text) == text, "run python tools/tables.py"
     assert all(f"`{name}`" in text for name in list_weights())
