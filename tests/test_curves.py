@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lightning_genmodels.cli import main
 from lightning_genmodels.training.curves import read_curves
@@ -37,3 +38,14 @@ def test_curves_join_a_resumed_run_and_need_one(run_folder: Path, capsys: pytest
     with pytest.raises(SystemExit):
         main(["curves", "elsewhere"])
     assert "elsewhere holds no logs of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "picture"), [("vae", "reconstructions"), ("made", "completions"), ("gan", "")])
+def test_pictures_of_what_a_model_can_do(name: str, picture: str, run_folder: Path) -> None:
+    quick = ["--data.source=digits", "--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--samples.num_samples=4"]
+    main(["fit", f"--model={name}", *quick, "--trainer.limit_train_batches=2", "--trainer.default_root_dir=run"])
+    drawn = {folder.name for folder in Path("run").iterdir() if list(folder.glob("epoch_0001.png"))}
+    assert drawn == {"samples", picture} - {""}
+    if picture:
+        with Image.open(Path("run", picture, "epoch_0001.png")) as image:
+            assert image.size == (2 * (16 * 30 + 2), 2 * (2 * 30 + 2))

@@ -102,7 +102,7 @@ class GenerativeModel(LightningModule, ABC):
         init_from: str | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=_not_saved(type(self)))
+        self.save_hyperparameters(ignore=_not_saved(type(self)), logger=False)
         kinds = [cls for cls in type(self).__mro__ if issubclass(cls, GenerativeModel)]
         check_arguments(self.hparams, *(cls.__init__ for cls in kinds))
         if not 0.0 < fall <= 1.0:

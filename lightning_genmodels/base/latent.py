@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import Unpack
 
 from lightning_genmodels.base.generative import GenerativeModel, TrainingOptions, chunk_sizes
-from lightning_genmodels.base.metrics import NegativeLogLikelihood
+from lightning_genmodels.base.metrics import MeanWithError, NegativeLogLikelihood
 from lightning_genmodels.base.representation import RepresentationModel
 from lightning_genmodels.errors import at_least
 from lightning_genmodels.functional import as_float64, at_least_float32, check_codes
@@ -42,6 +42,7 @@ class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
     def __init__(self, event_shape: Sequence[int] = (1, 28, 28), **options: Unpack[TrainingOptions]) -> None:
         super().__init__(event_shape, **options)
         self.val_nelbo = NegativeLogLikelihood(self.event_shape)
+        self.val_kl = MeanWithError()
         self.val_iw = NegativeLogLikelihood(self.event_shape)
         self.test_nelbo = NegativeLogLikelihood(self.event_shape)
         self.test_iw = NegativeLogLikelihood(self.event_shape)
@@ -76,6 +77,12 @@ class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
     def _elbo(self, x: Tensor, generator: Noise) -> Tensor:
         """Evidence lower bound (B,) in nats, one particle each."""
         return self._log_weights(x, 1, generator)[0]
+
+    def _elbo_terms(self, x: Tensor, generator: Noise) -> tuple[Tensor, Tensor] | None:
+        """The two terms of the evidence lower bound, which is their difference: E_q[log p(x|z)] and the KL divergence,
+        (B,) nats each, one particle each; None where they are not known apart.
+        """
+        return None
 
     def _annealing_start(self, x: Tensor) -> Normal:
         """Where annealed importance sampling starts: a diagonal Gaussian over latents, with batch shape (B, D). The
@@ -251,7 +258,12 @@ class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
         """Adds a batch to the validation figures."""
         x = self._taken(batch)
         indices = self._indices(x)
-        self.val_nelbo.update(self._elbo(x, keyed_generators(0, indices)))
+        terms = self._elbo_terms(x, keyed_generators(0, indices))
+        if terms is None:
+            self.val_nelbo.update(self._elbo(x, keyed_generators(0, indices)))
+        else:
+            self.val_nelbo.update(terms[0] - terms[1])
+            self.val_kl.update(terms[1])
         if self.val_particles > 1:
             self.val_iw.update(self._iw_bound(x, self.val_particles, keyed_generators(0, indices)))
 
@@ -267,6 +279,10 @@ class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
     def on_validation_epoch_end(self) -> None:
         """Logs ``val/nelbo`` and, for several particles, ``val/iw<k>``, in nats per image."""
         self._log_estimate("val/nelbo", self.val_nelbo.compute())
+        if self.val_kl.update_called:
+            kl, nelbo = self.val_kl.compute().value, self.val_nelbo.compute().value
+            self.log_dict({"val/kl": kl.float(), "val/reconstruction": (nelbo - kl).float()})
+            self.val_kl.reset()
         self.val_nelbo.reset()
         if self.val_particles > 1:
             self._log_estimate(f"val/iw{self.val_particles}", self.val_iw.compute())

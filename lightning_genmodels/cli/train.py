@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.trainer.states import TrainerStatus
@@ -50,8 +51,14 @@ class SaveConfig(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_unset=False)
         if stage == "fit":
             write_atomically(Path(trainer.default_root_dir) / callbacks.CONFIG, text.encode())
+        protocol = trainer.datamodule.protocol  # type: ignore[attr-defined]
+        logged = {
+            **tracking.without_paths(yaml.safe_load(text)),
+            "protocol": protocol,
+            "made_by": tracking.provenance(__version__),
+        }
         for logger in trainer.loggers:
-            logger.log_hyperparams(yaml.safe_load(text))
+            logger.log_hyperparams(logged)
 
 
 class TrainingCLI(LightningCLI):
@@ -121,8 +128,7 @@ class TrainingCLI(LightningCLI):
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Start anew in a folder that holds a run, which is deleted."
         )
-        parser.add_argument("--wandb", type=str | None, default=None, help="Track in this Weights & Biases project.")
-        parser.add_argument("--tags", type=list[str], default=[], help="Tags of the tracked run.")
+        parser.add_class_arguments(tracking.WandbOptions, "wandb")
         parser.add_lightning_class_args(callbacks.SampleGrid, "samples")
         parser.link_arguments("data.event_shape", "model.init_args.event_shape", apply_on="instantiate")
 
@@ -137,7 +143,7 @@ class TrainingCLI(LightningCLI):
         set_matmul_precision(self._get(self.config_init, "matmul_precision"))
         if self._get(self.config_init, "channels_last"):
             self.model.to(memory_format=torch.channels_last)
-        root = Path(config["default_root_dir"] or Path("runs") / model_name(type(self.model)))
+        root = tracking.trial_folder(Path(config["default_root_dir"] or Path("runs") / model_name(type(self.model))))
         config["default_root_dir"] = str(root)
         if config["logger"] is None or config["logger"] is True:
             config["logger"] = self._loggers(root)
@@ -157,6 +163,7 @@ class TrainingCLI(LightningCLI):
                 extra.append(tracking.ExportBest())
             extra.append(Preemption(last))
             extra.append(tracking.TrainingMonitor(config["log_every_n_steps"] or 50))
+            extra += [LearningRateMonitor("step"), tracking.Lineage()] if config["logger"] else []
             if config["enable_progress_bar"] is None and not sys.stderr.isatty():
                 config["enable_progress_bar"] = False  # a file of output shows its last state alone
                 extra.append(tracking.EpochLines())
@@ -177,10 +184,9 @@ class TrainingCLI(LightningCLI):
 
     def _loggers(self, root: Path) -> list[Logger]:
         loggers: list[Logger] = [CSVLogger(root, name="logs")]
-        project = self._get(self.config_init, "wandb")
-        if project is not None:
-            tags = [model_name(type(self.model)), self.datamodule.binarization, *self._get(self.config_init, "tags")]
-            loggers.append(tracking.wandb_logger(project, root, tags, self.model.monitor))
+        tags = [model_name(type(self.model)), self.datamodule.binarization]
+        tracked = tracking.wandb_logger(self._get(self.config_init, "wandb"), root, tags, self.model.monitor)
+        loggers += [] if tracked is None else [tracked]
         return loggers
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

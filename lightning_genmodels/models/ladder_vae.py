@@ -147,7 +147,7 @@ class LadderVAE(LatentVariableModel):
     def _elbo(self, x: Tensor, generator: Noise) -> Tensor:
         """E_q[log p(x|z)] - sum_l KL(q(z_l|.) || p(z_l)), the divergences in closed form."""
         reconstruction, kl = self._elbo_terms(x, generator)
-        return reconstruction - kl.sum(dim=0)
+        return reconstruction - kl
 
     def elbo_terms(self, x: Tensor, *, generator: Noise = None) -> tuple[Tensor, Tensor]:
         """The terms of the ELBO, estimated with one particle.
@@ -161,9 +161,13 @@ class LadderVAE(LatentVariableModel):
             negative; top first. Nats per image.
         """
         check_generator(generator)
-        return self._elbo_terms(self._checked(x), generator)
+        return self._terms_by_layer(self._checked(x), generator)
 
     def _elbo_terms(self, x: Tensor, generator: Noise) -> tuple[Tensor, Tensor]:
+        reconstruction, kl = self._terms_by_layer(x, generator)
+        return reconstruction, kl.sum(dim=0)
+
+    def _terms_by_layer(self, x: Tensor, generator: Noise) -> tuple[Tensor, Tensor]:
         logits, posteriors, _ = self._infer(x, 1, generator)
         kls = [
             0.5 * (mean.square() + (2.0 * log_std).exp() - 1.0 - 2.0 * log_std).flatten(1).sum(dim=1)
@@ -173,7 +177,7 @@ class LadderVAE(LatentVariableModel):
 
     def training_loss(self, x: Tensor) -> Tensor:
         """The negative ELBO, with free bits and a warm-up of the divergence."""
-        reconstruction, kl = self._elbo_terms(x, None)
+        reconstruction, kl = self._terms_by_layer(x, None)
         divergence = kl.mean(dim=1).clamp(min=self.free_bits).sum()
         weight = 1.0 if self.global_step >= self.kl_warmup_steps else self.global_step / self.kl_warmup_steps
         return weight * divergence - reconstruction.mean()

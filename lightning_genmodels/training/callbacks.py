@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,14 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import Metric
 
-from lightning_genmodels.base import GenerativeModel, TabularModel
+from lightning_genmodels.base import (
+    AutoregressiveModel,
+    GenerativeModel,
+    OrderMixture,
+    RepresentationModel,
+    TabularModel,
+)
+from lightning_genmodels.data import BinarizedMNISTDataModule
 from lightning_genmodels.data.images import grid, write_png
 from lightning_genmodels.errors import OptionError, WeightsError, at_least, within
 from lightning_genmodels.system import atomic_file
@@ -32,9 +40,11 @@ CONFIG = "config.yaml"
 WANDB_ID = "wandb_run_id"
 LOCK = ".lock"
 
+_SHOWN = 16  # validation images in a picture
 _WAIT_FOR_LOCK = 5.0  # seconds: a run that is being killed may take as long to end
 
-RUN = (CHECKPOINTS, EXPORTED, CONFIG, "logs", "samples", WANDB_ID)
+PICTURES = ("samples", "reconstructions", "completions")
+RUN = (CHECKPOINTS, EXPORTED, CONFIG, "logs", *PICTURES, WANDB_ID)
 """What a run writes into its folder; Weights & Biases keeps runs apart by itself."""
 
 
@@ -236,6 +246,8 @@ def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:
 class SampleGrid(Callback):
     """Draws the same random numbers into a grid of samples every few epochs: a PNG file, and an image in the logger.
 
+    Beside it, where the model can, reconstructions of some validation images, and completions of their upper halves.
+
     Args:
         every_n_epochs: How often; 0 for never.
         num_samples: Images in the grid.
@@ -258,11 +270,33 @@ class SampleGrid(Callback):
             return
         if not isinstance(pl_module, GenerativeModel):
             return
+        data = getattr(trainer, "datamodule", None)
+        for name, pixels in self._pictures(pl_module, data if isinstance(data, BinarizedMNISTDataModule) else None):
+            write_png(Path(trainer.default_root_dir) / name / f"epoch_{epoch:04d}.png", pixels, scale=2)
+            for logger in trainer.loggers:
+                log_image(logger, name, pixels, trainer.global_step)
+
+    @torch.no_grad()
+    def _pictures(
+        self, model: GenerativeModel, data: BinarizedMNISTDataModule | None
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Samples; of a few validation images, in the rows above, their reconstructions or their lower halves drawn."""
         generator = torch.Generator().manual_seed(self.seed)
-        pixels = grid(pl_module.sample(self.num_samples, generator=generator))
-        write_png(Path(trainer.default_root_dir) / "samples" / f"epoch_{epoch:04d}.png", pixels, scale=2)
-        for logger in trainer.loggers:
-            log_image(logger, "samples", pixels, trainer.global_step)
+        yield "samples", grid(model.sample(self.num_samples, generator=generator))
+        if data is None or data.event_shape != model.event_shape:
+            return
+        x = data.images("val")[data.subset("val", _SHOWN)].float().to(model.device)
+        if isinstance(model, RepresentationModel):
+            yield (
+                "reconstructions",
+                grid(torch.cat([x, model.decode(model.encode(x)).float().sigmoid()]), columns=_SHOWN),
+            )
+        if isinstance(model, AutoregressiveModel | OrderMixture):
+            observed = torch.zeros(model.event_shape[1:], dtype=torch.bool, device=x.device)
+            observed[: len(observed) // 2] = True
+            with warnings.catch_warnings(category=UserWarning, action="ignore"):  # that an order knows the half in part
+                drawn = model.complete(x, observed, generator=generator)
+            yield "completions", grid(torch.cat([x, torch.where(observed, 0.25 + 0.4 * drawn, drawn)]), columns=_SHOWN)
 
 
 def log_image(logger: Logger, name: str, pixels: np.ndarray, step: int) -> None:

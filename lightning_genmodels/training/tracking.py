@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import socket
+import platform
+import re
+import subprocess
 import time
 import warnings
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import lightning
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
@@ -20,20 +26,53 @@ from lightning_genmodels.data import Batch, BinarizedMNISTDataModule
 from lightning_genmodels.system import write_atomically
 from lightning_genmodels.training.callbacks import EXPORTED, WANDB_ID, BestCheckpoint, last_path
 from lightning_genmodels.weights.loading import export
+from lightning_genmodels.weights.lookup import WEIGHTS, resolve
 
 
-def wandb_logger(project: str, root: Path, tags: list[str], monitor: str) -> WandbLogger:
+@dataclass(frozen=True)
+class WandbOptions:
+    """Where and how a run is tracked in Weights & Biases.
+
+    Args:
+        project: Name of the project; default: not tracked, but for an agent of a sweep.
+        entity: User or team that owns the project; default: that of the key.
+        name: Of the run; default: that of its folder.
+        group: Runs that belong together, such as the seeds of one recipe.
+        job_type: Kind of run within a group.
+        tags: Beside those of the model and of the binarization.
+    """
+
+    project: str | None = None
+    entity: str | None = None
+    name: str | None = None
+    group: str | None = None
+    job_type: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+def trial_folder(root: Path) -> Path:
+    """The folder of a run: one below ``root`` for each trial of a sweep, which an agent started; else ``root``."""
+    return root / os.environ["WANDB_RUN_ID"] if "WANDB_SWEEP_ID" in os.environ else root
+
+
+def wandb_logger(options: WandbOptions, root: Path, tags: list[str], monitor: str) -> WandbLogger | None:
     """A logger for Weights & Biases that falls back to offline mode without a network.
 
     Without a key, or without a connection to the server, it tracks offline and warns; ``wandb sync`` uploads such a run
-    later. The run is named after its folder, and a run that is resumed from that folder goes on in the same place.
+    later. A run that is resumed from its folder goes on in the same run.
 
     Args:
-        project: Name of the project.
+        options: Project, name, and others.
         root: Folder of the run.
-        tags: Tags of the run.
+        tags: Tags of the run, beside those of the options.
         monitor: The validation figure; the run's summary holds its lowest value.
+
+    Returns:
+        The logger, or None if there is no project, or ``WANDB_MODE`` is ``disabled``.
     """
+    project = options.project or (os.environ.get("WANDB_PROJECT") if "WANDB_SWEEP_ID" in os.environ else None)
+    if project is None or os.environ.get("WANDB_MODE") == "disabled":
+        return None
     reason = _why_offline()
     if reason is not None:
         warnings.warn(
@@ -42,11 +81,14 @@ def wandb_logger(project: str, root: Path, tags: list[str], monitor: str) -> Wan
             stacklevel=2,
         )
     logger = WandbLogger(
-        name=root.name,
+        name=options.name or root.name,
         project=project,
+        entity=options.entity,
+        group=options.group,
+        job_type=options.job_type,
         save_dir=str(root),
         id=_run_id(root),
-        tags=tags,
+        tags=[*tags, *options.tags],
         offline=reason is not None,
         mode="online" if reason is None else "offline",
     )
@@ -56,11 +98,46 @@ def wandb_logger(project: str, root: Path, tags: list[str], monitor: str) -> Wan
 
 @rank_zero_only
 def _define_summary(logger: WandbLogger, monitor: str) -> None:
-    logger.experiment.define_metric(monitor, summary="min,last")
+    """The lowest value; a definition of its own replaces that of all metrics, and so names their step again."""
+    logger.experiment.define_metric(monitor, step_metric="trainer/global_step", step_sync=True, summary="min,last")
+
+
+def provenance(version: str) -> dict[str, Any]:
+    """What a run was made by: versions (``version`` is this package's), commit of a checkout, host, and Slurm job."""
+    found: dict[str, Any] = {
+        "lightning_genmodels": version,
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "python": platform.python_version(),
+        "host": platform.node(),
+    }
+    checkout = Path(__file__).parents[2]
+    if (checkout / ".git").exists():
+        command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"]
+        with suppress(OSError):
+            found["commit"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    if "SLURM_JOB_ID" in os.environ:
+        found["slurm_job"] = os.environ["SLURM_JOB_ID"]
+    return found
+
+
+def without_paths(config: Any) -> Any:
+    """A configuration without absolute paths, which say nothing on another machine."""
+    if isinstance(config, dict):
+        return {key: without_paths(value) for key, value in config.items() if not _is_absolute(value)}
+    if isinstance(config, list):
+        return [without_paths(value) for value in config if not _is_absolute(value)]
+    return config
+
+
+def _is_absolute(value: Any) -> bool:
+    return isinstance(value, str) and Path(value).is_absolute()
 
 
 def _run_id(root: Path) -> str | None:
     """The id of the run that has this folder, made by the first process when it is first tracked."""
+    if "WANDB_SWEEP_ID" in os.environ:
+        return os.environ["WANDB_RUN_ID"]  # the agent's
     file = root / WANDB_ID
     _write_run_id(file)
     return file.read_text(encoding="utf-8") if file.is_file() else None
@@ -74,19 +151,19 @@ def _write_run_id(file: Path) -> None:
 
 def _why_offline() -> str | None:
     """Why a run cannot be sent to the server now, or None if it can."""
+    import requests  # as the client does
     import wandb
 
     mode = os.environ.get("WANDB_MODE")
-    if mode in ("offline", "dryrun", "disabled"):
+    if mode in ("offline", "dryrun"):
         return f"WANDB_MODE is {mode}"
-    if not wandb.api.api_key:
+    if not wandb.login(prompt=False, verify=False):
         return "there is no API key; run `wandb login`, or set WANDB_API_KEY"
-    address = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    port = address.port or (443 if address.scheme == "https" else 80)
+    address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     try:
-        socket.create_connection((address.hostname or "", port), timeout=3.0).close()
-    except OSError as error:
-        return f"{address.hostname} does not answer ({error})"
+        requests.head(address, timeout=5.0)  # through a proxy, if there is one; whatever it answers
+    except requests.RequestException as error:
+        return f"{urlsplit(address).hostname} does not answer ({type(error).__name__})"
     return None
 
 
@@ -153,6 +230,32 @@ class EpochLines(Callback):
         rank_zero_info(f"epoch {trainer.current_epoch + 1}{of}: {', '.join(parts)}")
 
 
+class Lineage(Callback):
+    """Notes in Weights & Biases which weights a run was started from: in its configuration, and online as an artifact
+    that the run uses.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Only the first process notes."""
+        start = getattr(pl_module, "init_from", None)
+        if start is None or not trainer.is_global_zero:
+            return
+        folder, name = resolve(start).path, Path(start).name
+        sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() if folder.is_dir() else None
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                import wandb
+
+                logger.experiment.config.update(
+                    {"started_from": {"name": name, "sha256": sha256}}, allow_val_change=True
+                )
+                if not logger.experiment.offline:  # whose client takes no artifacts that a run uses
+                    artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name), type="model", metadata={"sha256": sha256})
+                    add = artifact.add_dir if folder.is_dir() else artifact.add_file
+                    add(str(folder))
+                    logger.experiment.use_artifact(artifact)
+
+
 class ExportBest(Callback):
     """When training ends, exports the best checkpoint to ``weights/``, and sends it to Weights & Biases as an artifact.
 
@@ -173,6 +276,8 @@ class ExportBest(Callback):
             if isinstance(logger, WandbLogger):
                 import wandb
 
-                artifact = wandb.Artifact(f"{root.name}-weights", type="model")
+                figures = {name: float(value) for name, value in trainer.callback_metrics.items() if "val/" in name}
+                metadata = {"model": type(pl_module).__name__, "checkpoint": best.name, "last": figures}
+                artifact = wandb.Artifact(f"{root.name}-weights", type="model", metadata=metadata)
                 artifact.add_dir(str(folder))
-                logger.experiment.log_artifact(artifact)
+                logger.experiment.log_artifact(artifact, aliases=["best"])
