@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -28,6 +29,18 @@ from lightning_genmodels.training import callbacks, launch, tracking
 from lightning_genmodels.training.preemption import Preempted, Preemption
 from lightning_genmodels.weights import files
 from lightning_genmodels.weights.names import importable_models, list_models, model_class, model_name
+
+_ADVICE = (
+    r"It is recommended to use `self\.log\(.*sync_dist=True",  # figures are reduced over the processes before
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own
+    r"The `srun` command is available on your system but is not used",
+)
+"""Lightning's warnings that a user can do nothing about."""
+
+
+def _no_tip(record: logging.LogRecord) -> bool:
+    """Whether a message is not one of Lightning's tips about other products."""
+    return "Tip: For seamless" not in record.getMessage()
 
 
 class SaveConfig(SaveConfigCallback):
@@ -65,8 +78,9 @@ class TrainingCLI(LightningCLI):
     """Lightning's command line with this package's data module, checkpoints, sample grids and averaged weights."""
 
     def __init__(self, args: Sequence[str]) -> None:
-        # Figures are reduced over the processes before they are logged.
-        warnings.filterwarnings("ignore", r"It is recommended to use `self\.log\(.*sync_dist=True", UserWarning)
+        for advice in _ADVICE:
+            warnings.filterwarnings("ignore", advice)
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tip)
         list(importable_models())  # so that their class names alone are known to the parser
         self._held = ExitStack()
         try:
