@@ -107,7 +107,7 @@ WITH_HIDDEN_MATRICES: dict[str, dict[str, Any]] = {
     "eonade": {"hidden_sizes": (5, 4)},
     "gan": {"hidden_sizes": (5, 4)},
     "gated_pixelcnn": {},
-    "iwae": {},
+    "iwae": {"hidden_sizes": ((5, 4), (3,))},
     "ladder_vae": {},
     "made": {"hidden_sizes": (7, 6)},
     "pixelcnn": {},
