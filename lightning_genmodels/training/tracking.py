@@ -92,6 +92,7 @@ def wandb_logger(options: WandbOptions, root: Path, tags: list[str], monitor: st
         offline=reason is not None,
         mode="online" if reason is None else "offline",
     )
+    logger._wandb_init.pop("anonymous", None)  # of which the client warns
     _define_summary(logger, monitor)
     return logger
 
