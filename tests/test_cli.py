@@ -22,7 +22,7 @@ from lightning_genmodels.system import set_matmul_precision
 from lightning_genmodels.training.callbacks import best_path, last_path
 from lightning_genmodels.weights.names import model_class
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
 SHORT = [
     "--data.source=digits",
@@ -450,3 +450,21 @@ def test_flags_store_weights_channels_last_and_allow_tf32(run_folder: Path) -> N
         set_matmul_precision()
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize(
+    "sweep", sorted((Path(__file__).parent.parent / "recipes" / "sweeps").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_a_trial_of_every_sweep_trains(sweep: Path, run_folder: Path) -> None:
+    found = yaml.safe_load(sweep.read_text())
+    values = [entry["values"][0] if "values" in entry else entry["min"] for entry in found["parameters"].values()]
+    options = [f"--{name}={value}" for name, value in zip(found["parameters"], values, strict=True)]
+    quick = [
+        "--trainer.fast_dev_run=2",
+        "--trainer.accelerator=cpu",
+        "--data.source=digits",
+        "--data.binarization=dynamic",
+    ]
+    main([*found["command"][1:-1], *options, *quick])
+    assert found["metric"]["name"] in ("val/nelbo", "val/nll")
+    assert "wandb sweep" in sweep.read_text()
