@@ -36,6 +36,9 @@ def test_curves_join_a_resumed_run_and_need_one(run_folder: Path, capsys: pytest
     main(["curves", "run", "run", "--out=both.png"])
     assert Path("both.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit):
+        main(["curves", "run", "--over_minutes=true"])
+    assert "did not note its CPU time" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         main(["curves", "elsewhere"])
     assert "elsewhere holds no logs of a run" in capsys.readouterr().err
 
@@ -49,3 +52,18 @@ def test_pictures_of_what_a_model_can_do(name: str, picture: str, run_folder: Pa
     if picture:
         with Image.open(Path("run", picture, "epoch_0001.png")) as image:
             assert image.size == (2 * (16 * 30 + 2), 2 * (2 * 30 + 2))
+
+
+def test_cpu_time_goes_on_after_a_resume(run_folder: Path) -> None:
+    quick = [
+        *("fit", "--model=vae", "--data.source=digits", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=2"),
+        *("--samples.every_n_epochs=0", "--trainer.default_root_dir=run"),
+    ]
+    main([*quick, "--trainer.max_epochs=1"])
+    main([*quick, "--trainer.max_epochs=2", "--ckpt_path=last"])
+    minutes = [value for _, value in read_curves(Path("run"))["train/cpu_minutes"]]
+    assert len(minutes) > 4
+    assert minutes == sorted(minutes)
+    pytest.importorskip("matplotlib")
+    main(["curves", "run", "--over_minutes=true"])
+    assert Path("curves.png").is_file()

@@ -212,15 +212,16 @@ def evaluate(name: str, data: BinarizedMNISTDataModule, protocol: Protocol, out:
             print(f"written: {out}")
 
 
-def curves(runs: list[Path], out: Path = Path("curves.png")) -> None:
+def curves(runs: list[Path], out: Path = Path("curves.png"), over_minutes: bool = False) -> None:
     """Draws learning curves: the training loss and the validation figures of one or several runs.
 
     Args:
         runs: Folders of training runs.
         out: The .png file to write.
+        over_minutes: Over minutes of CPU time, and not over optimizer steps.
     """
     out = check_output(out, [".png"])
-    draw_curves({str(run): read_curves(run) for run in runs}, out)
+    draw_curves({str(run): read_curves(run) for run in runs}, out, over_minutes)
     print(f"learning curves of {len(runs)} runs: {out}")
 
 

@@ -7,7 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from lightning_genmodels.errors import FileError, OptionError
+
+MINUTES = "train/cpu_minutes"
 
 Curve = list[tuple[int, float]]
 """Optimizer steps and values."""
@@ -30,35 +34,50 @@ def read_curves(run: Path) -> dict[str, Curve]:
         with file.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
                 for name, text in row.items():
-                    if text and (name == "train/loss" or name.startswith("val/")) and not name.endswith("_stderr"):
+                    is_figure = name in ("train/loss", MINUTES) or name.startswith("val/")
+                    if text and is_figure and not name.endswith("_stderr"):
                         curves.setdefault(name, {})[int(row["step"])] = float(text)
     if not curves:
         raise FileError(f"{run} holds no logs of a run (logs/version_*/metrics.csv); name the folder of a training run")
     return {name: sorted(curve.items()) for name, curve in curves.items()}
 
 
-def draw_curves(runs: Mapping[str, Mapping[str, Curve]], file: Path) -> None:
+def draw_curves(runs: Mapping[str, Mapping[str, Curve]], file: Path, over_minutes: bool = False) -> None:
     """Draws a panel for each figure, with a line for each run that has it; the lowest value is named in the legend.
 
     Args:
         runs: What :func:`read_curves` read, by a label.
         file: The PNG file to write.
+        over_minutes: Over minutes of CPU time in the first process, and not over optimizer steps.
 
     Raises:
-        OptionError: matplotlib is not installed.
+        OptionError: matplotlib is not installed, or a run did not note its CPU time.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise OptionError("plots need matplotlib: pip install 'lightning-genmodels[plots]'") from error
-    names = sorted({name for curves in runs.values() for name in curves}, key=lambda name: (name != "train/loss", name))
+    for label, curves in runs.items():
+        if over_minutes and MINUTES not in curves:
+            raise OptionError(f"{label} did not note its CPU time; leave out --over_minutes")
+    names = sorted(
+        {name for curves in runs.values() for name in curves} - {MINUTES}, key=lambda name: (name != "train/loss", name)
+    )
     figure = Figure(figsize=(5.5 * len(names), 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for label, curves in runs.items():
             if name in curves:
                 steps, values = zip(*curves[name], strict=True)
-                axes.plot(steps, values, label=f"{label}: {min(values):.2f}", marker="." if len(steps) == 1 else None)
-        axes.set(xlabel="optimizer steps", ylabel="nats per image", title=name)
+                noted = dict(curves.get(MINUTES, []))
+                axes.plot(
+                    np.interp(steps, list(noted), list(noted.values())) if over_minutes else steps,
+                    values,
+                    label=f"{label}: {min(values):.2f}",
+                    marker="." if len(steps) == 1 else None,
+                )
+        axes.set(
+            xlabel="minutes of CPU time" if over_minutes else "optimizer steps", ylabel="nats per image", title=name
+        )
         axes.set_ylim(*_range([value for curves in runs.values() for _, value in curves.get(name, [])]))
         axes.legend(title="lowest")
     figure.savefig(file, dpi=120, format="png")

@@ -169,7 +169,7 @@ def _why_offline() -> str | None:
 
 
 class TrainingMonitor(Callback):
-    """Logs the norm of the gradient before clipping, and images per second over all processes.
+    """Logs the norm of the gradient before clipping, images per second over all processes, and CPU time.
 
     Args:
         every_n_steps: How often; as often as the trainer logs.
@@ -179,6 +179,15 @@ class TrainingMonitor(Callback):
         self.every_n_steps = every_n_steps
         self._since = time.monotonic()
         self._images = 0
+        self._cpu_start = time.process_time()  # less what the run took before it was resumed
+
+    def state_dict(self) -> dict[str, Any]:
+        """CPU time of the run so far."""
+        return {"cpu_seconds": time.process_time() - self._cpu_start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting."""
+        self._cpu_start = time.process_time() - state_dict["cpu_seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
@@ -195,11 +204,12 @@ class TrainingMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Logs ``train/images_per_second``."""
+        """Logs ``train/images_per_second`` and ``train/cpu_minutes``, that of this process since the run began."""
         self._images += len(batch if isinstance(batch, Tensor) else batch[0]) * trainer.world_size
         if (batch_idx + 1) % self.every_n_steps == 0:
             now = time.monotonic()
             pl_module.log("train/images_per_second", self._images / (now - self._since))
+            pl_module.log("train/cpu_minutes", (time.process_time() - self._cpu_start) / 60)
             self._since, self._images = now, 0
 
 
