@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-fast soak lint wheel clean
+.PHONY: demo test test-fast soak lint docs wheel clean
 
 demo: $(STAMP)  ## Set up, train a small VAE for a minute, sample from trained weights
 	$(BIN)/python tools/demo.py
@@ -26,6 +26,9 @@ lint: $(STAMP)  ## Style, types, and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+docs: $(STAMP)  ## The documentation, in docs/_build/html; its cells are executed, and warnings are errors
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --jobs 2 -b html docs docs/_build/html
+
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel
 
@@ -35,4 +38,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo
+	rm -rf $(VENV) build dist demo docs/_build docs/models

@@ -1,5 +1,7 @@
 """Draws the README's picture: samples of the best model, and half digits completed by several models.
 
+Writes the test digits that the pages of the documentation show, too.
+
 python tools/hero.py --data.root /path/to/data
 """
 
@@ -12,9 +14,9 @@ from jsonargparse import ArgumentParser
 
 from lightning_genmodels import BinarizedMNISTDataModule, load
 from lightning_genmodels.base import AutoregressiveModel, OrderMixture
-from lightning_genmodels.data.images import grid, write_png
+from lightning_genmodels.data.images import grid, write_images, write_png
 
-HERO = Path(__file__).parent.parent / "docs" / "hero.png"
+DOCS = Path(__file__).parent.parent / "docs"
 COLUMNS = 16
 
 
@@ -37,7 +39,8 @@ def draw(data: BinarizedMNISTDataModule, models: tuple[str, ...] = ("pixelsnail"
         assert isinstance(model, AutoregressiveModel | OrderMixture)
         completed = model.complete(digits, observed, generator=generator)
         rows.append(torch.where(observed, 0.25 + 0.4 * completed, completed))
-    write_png(HERO, grid(torch.cat(rows), columns=COLUMNS), scale=2)
+    write_images(DOCS / "digits.png", data.images("test")[data.subset("test", 40)], columns=10)
+    write_png(DOCS / "hero.png", grid(torch.cat(rows), columns=COLUMNS), scale=2)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+"""How Sphinx builds the documentation: ``make docs``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latex2mathml.converter import convert
+
+import lightning_genmodels
+
+if TYPE_CHECKING:
+    from docutils.nodes import Node
+    from sphinx.application import Sphinx
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+os.environ["PYTHONPATH"] = str(HERE)  # the pages draw with pages.py
+os.environ["OMP_NUM_THREADS"] = "1"  # pages are executed beside each other
+os.environ["LIGHTNING_GENMODELS_DATA"] = str(HERE / "_build" / "data")  # the pages get by without downloads
+
+project = "lightning_genmodels"
+copyright = "the authors of lightning_genmodels, Apache-2.0"  # noqa: A001
+release = lightning_genmodels.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+nitpicky = False
+
+myst_enable_extensions = ["dollarmath", "attrs_inline", "colon_fence"]
+myst_heading_anchors = 3
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(HERE / "_build" / "cells")  # outputs, by the content of their cells
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_inherit_docstrings = False
+napoleon_google_docstring = True
+
+html_theme = "furo"
+html_title = "lightning_genmodels"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_show_sphinx = False
+html_theme_options: dict[str, Any] = {
+    "source_repository": "https://github.com/lightning-genmodels/lightning-genmodels/",
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
+pygments_style = "friendly"
+
+
+def visit_math(self: Any, node: Node) -> None:
+    """Formulas are MathML, which browsers draw without a script."""
+    from docutils.nodes import SkipNode
+
+    self.body.append(convert(node.astext()))
+    raise SkipNode
+
+
+def visit_math_block(self: Any, node: Node) -> None:
+    """The same, on lines of their own."""
+    from docutils.nodes import SkipNode
+
+    self.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    raise SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
+
+
+html_math_renderer = "mathml"
