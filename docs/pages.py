@@ -57,7 +57,7 @@ def digits() -> Tensor:
 
 
 def fit(model: GenerativeModel, data: BinarizedMNISTDataModule, epochs: int = 1, seed: int = 0) -> GenerativeModel:
-    """Train a model, and return it in evaluation mode: ``Trainer(max_epochs=epochs).fit(model, data)`` without files."""
+    """Train a model without files or output, and return it in evaluation mode."""
     seed_everything(seed, verbose=False)
     trainer = Trainer(
         max_epochs=epochs,
