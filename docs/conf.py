@@ -11,12 +11,15 @@ from latex2mathml.converter import convert
 
 import lightning_genmodels
 
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import model_pages  # noqa: E402
+
 if TYPE_CHECKING:
     from docutils.nodes import Node
     from sphinx.application import Sphinx
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
 os.environ["PYTHONPATH"] = str(HERE)  # the pages draw with pages.py
 os.environ["OMP_NUM_THREADS"] = "1"  # pages are executed beside each other
 os.environ["LIGHTNING_GENMODELS_DATA"] = str(HERE / "_build" / "data")  # the pages get by without downloads
@@ -41,6 +44,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_inherit_docstrings = False
 napoleon_google_docstring = True
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = "lightning_genmodels"
@@ -73,6 +77,7 @@ def visit_math_block(self: Any, node: Node) -> None:
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    model_pages.write()
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 
@@ -17,6 +18,7 @@ from lightning_genmodels import BinarizedMNISTDataModule, Weights
 from lightning_genmodels.data.images import write_images
 from lightning_genmodels.evaluation.run import Protocol, evaluate
 from lightning_genmodels.system import reuse_freed_memory
+from lightning_genmodels.training.curves import MINUTES, read_curves
 from lightning_genmodels.weights.files import CONFIG, WEIGHTS
 from lightning_genmodels.weights.loading import export, load
 from lightning_genmodels.weights.names import model_name
@@ -38,7 +40,7 @@ def ship(
     """Writes a folder of ``lightning_genmodels/weights/shipped``; the figures are those of the files it holds.
 
     Args:
-        checkpoint: A ``.ckpt`` file, or a folder of exported weights.
+        checkpoint: A ``.ckpt`` file, or a folder of exported weights; of a run's own, its learning curve is kept, too.
         name: ``<model>.<protocol>_v<N>``.
         data: The data module of the protocol.
         recipe: The YAML file that trained it.
@@ -54,6 +56,8 @@ def ship(
     report = evaluate(model, data, Protocol(num_particles=num_particles, samples=samples, probe=probe))
     assert report is not None
     report.write(folder)
+    if (checkpoint.parent / "logs").is_dir():
+        write_curve(checkpoint.parent, folder / "curve.json")
     write_images(folder / SAMPLES, model.sample(64, generator=torch.Generator().manual_seed(0)))
     print(report.table())
     model_, version = model_name(type(model)), name.partition(".")[2]
@@ -72,6 +76,18 @@ def ship(
     )
     fields = {key: value for key, value in dataclasses.asdict(record).items() if key != "metrics"}
     (folder / "weights.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def write_curve(run: Path, file: Path, points: int = 200) -> None:
+    """Writes ``{name: [[minutes of CPU time, value], ...]}`` of the validation figures in nats, thinned."""
+    curves = read_curves(run)
+    steps, minutes = zip(*curves.pop(MINUTES), strict=True)
+    kept = {}
+    for name in ("val/nll", "val/nelbo"):
+        if name in curves:
+            thinned = curves[name][:: -(-len(curves[name]) // points)]
+            kept[name] = [[round(float(np.interp(at, steps, minutes)), 2), round(value, 3)] for at, value in thinned]
+    file.write_text(json.dumps(kept) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

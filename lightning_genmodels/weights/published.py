@@ -79,8 +79,11 @@ STATIC: dict[str, Published] = {
 """By model, or by the recipe of one, on the static binarization."""
 
 
+DYNAMIC: dict[str, Published] = {"vae": Published(86.76, "IW-5000", "Burda et al. 2016")}
+"""The same on the dynamic binarization, a different test set."""
+
+
 def published(weights: Weights) -> Published | None:
     """The figure that a weight stands beside, if one was published on its data."""
-    if weights.binarization != "static":
-        return None
-    return STATIC.get(Path(weights.recipe).stem) or STATIC.get(weights.model)
+    figures = {"static": STATIC, "dynamic": DYNAMIC}.get(weights.binarization, {})
+    return figures.get(Path(weights.recipe).stem) or figures.get(weights.model)
