@@ -35,6 +35,7 @@ EventShape = tuple[int, int, int]
 _BASE_SEED = "base_seed"
 _LOOK_EVERY = 50  # batches, after which a run asks the accelerator whether the loss was finite
 _NEVER = 2**31 - 1  # no step
+_STATE_OF_A_STEP = frozenset({"_current_fx_name", "_diverged_at"})  # the first is Lightning's
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -377,6 +378,13 @@ class GenerativeModel(LightningModule, ABC):
         total = self.trainer.estimated_stepping_batches
         return self.global_step <= total - self.fall * total
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets what changes many times a step without asking whether it is a parameter, a module or a buffer."""
+        if name in _STATE_OF_A_STEP:
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     @final
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes which model the checkpoint holds, so that it can be loaded without naming the class, and its seed."""
@@ -418,8 +426,10 @@ class GenerativeModel(LightningModule, ABC):
             ImageError: It has none, or they are not binary.
         """
         stage = self.trainer.state.stage
-        images = self._images(batch, values=stage != self._checked_stage)
-        self._checked_stage = stage
+        is_first = stage != self._checked_stage
+        images = self._images(batch, values=is_first)
+        if is_first:
+            self._checked_stage = stage
         return images if images.is_floating_point() else images.float()
 
     @final

@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
@@ -36,6 +37,8 @@ _ADVICE = (
     r"The `srun` command is available on your system but is not used",
 )
 """Lightning's warnings that a user can do nothing about."""
+
+_NOTHING = nullcontext()
 
 
 def _no_tip(record: logging.LogRecord) -> bool:
@@ -72,6 +75,14 @@ class SaveConfig(SaveConfigCallback):
         }
         for logger in trainer.loggers:
             logger.log_hyperparams(logged)
+
+
+class NoProfiler(PassThroughProfiler):
+    """What Lightning uses where no profiler is asked for, without a generator for each of the 85 calls of a step."""
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+        """Returns a context in which nothing happens."""
+        return _NOTHING
 
 
 class TrainingCLI(LightningCLI):
@@ -182,6 +193,7 @@ class TrainingCLI(LightningCLI):
                 config["enable_progress_bar"] = False  # a file of output shows its last state alone
                 extra.append(tracking.EpochLines())
         launch.trainer_options(config)
+        config["profiler"] = config["profiler"] or NoProfiler()
         config["plugins"].append(callbacks.WholeCheckpointIO())
         trainer = self._instantiate_trainer(config, extra)
         launch.check_size(trainer.world_size)

@@ -172,6 +172,8 @@ def claim(root: Path, *, resumes: bool, overwrite: bool) -> None:
 class BestCheckpoint(ModelCheckpoint):
     """Keeps ``checkpoints/best.ckpt`` in the Trainer's folder: the lowest figure so far of what the model monitors."""
 
+    state_key = "BestCheckpoint"  # which Lightning's would write anew for every hook
+
     def __init__(self) -> None:
         super().__init__(filename="best", mode="min", save_on_train_epoch_end=False, enable_version_counter=False)
 
