@@ -1,4 +1,4 @@
-"""``genmodels complete`` and the scripts about pixel orders, as they are called."""
+"""``genmodels complete`` as it is called, and the benchmark of NADE."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_genmodels.models import NADE, EoNADE, JointTable, PixelCNN, Pixel
 # Halves and random masks, in orders in which they do not come first: a warning says so, which other tests are about.
 pytestmark = pytest.mark.filterwarnings("ignore:in .* images, observed pixels come after missing ones")
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+ROOT = Path(__file__).parent.parent
 SHAPE = (1, 6, 6)
 
 
@@ -100,18 +100,9 @@ def test_masks_of_halves_do_not_overlap() -> None:
         read_mask("weights.pt", (1, 3, 3))
 
 
-@pytest.mark.slow(reason="trains two models")
-def test_the_comparison_of_orders_prints_a_table(run_folder: Path) -> None:
-    command = [sys.executable, str(RECIPES / "pixel_orders.py"), "--source=digits", "--model=markov", "--epochs=1"]
-    printed = subprocess.run(
-        [*command, "--orders", "raster", "hilbert"], check=True, capture_output=True, text=True, timeout=300
-    ).stdout
-    assert len(re.findall(r"^(raster|hilbert) +[\d.]+ +[\d.]+ +[\d.]+$", printed, re.MULTILINE)) == 2
-
-
 @pytest.mark.slow(reason="a benchmark")
 def test_the_fast_forms_of_nade_are_as_much_faster_as_promised(run_folder: Path) -> None:
-    command = [sys.executable, str(RECIPES.parent / "benchmarks" / "benchmark.py"), "nade_training"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "benchmark.py"), "nade_training"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
     faster, less = (float(ratio) for ratio in re.findall(r"([\d.]+) times", printed))
     assert faster > 2  # 6 to 8 on a quiet machine
