@@ -37,7 +37,7 @@ def show(images: Mapping[str, Tensor], columns: int = 10, width: float = 3.0) ->
     """Draw grids of images beside each other, each under its title.
 
     Args:
-        images: (N, 1, H, W) in [0, 1], by title; ones are dark.
+        images: (N, 1, H, W) in [0, 1], by title; ones are white.
         columns: Of each grid.
         width: Of each grid, in inches.
     """
