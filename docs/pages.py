@@ -19,6 +19,7 @@ DIGITS = Path(__file__).parent / "digits.png"
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="lightning.pytorch")
+seed_everything(0, verbose=False)  # every build draws the same samples
 mpl.rcParams.update(
     {
         "figure.dpi": 110,
