@@ -49,7 +49,7 @@ def figures(kind: type[GenerativeModel], toys: bool = False) -> str:
         if issubclass(model_class(weights.model), kind) and (weights.metrics["protocol"]["image_size"] < 28) == toys
     ]
     return markdown(
-        ["weight", "data", "parameters", "test nats per image", "published", "recipe"],
+        ["weight", "test nats per image", "parameters", "published", "where the weight differs"],
         (row(weights) for weights in sorted(chosen, key=lambda weights: best(weights)["value"])),
     )
 
@@ -63,17 +63,16 @@ def best(weights: Weights) -> dict[str, Any]:
 def row(weights: Weights) -> list[str]:
     """One weight's line."""
     measured = "<br>".join(
-        f"{figure['value']:.2f} ± {figure['standard_error']:.2f} ({figure['estimator']})"
+        f"{figure['value']:.2f} ± {figure['standard_error']:.2f} {figure['estimator']}"
         for figure in sorted(weights.metrics["figures"].values(), key=lambda figure: figure["value"])
     )
-    size = weights.metrics["protocol"]["image_size"]
+    theirs = published(weights)
     return [
         f"`{weights.name}`",
-        f"{weights.binarization}, {size}x{size}",
-        f"{weights.metrics['num_parameters']:,}",
         measured,
-        str(published(weights) or ""),
-        f"`{Path(weights.recipe).stem}`",
+        f"{weights.metrics['num_parameters']:,}",
+        f"{theirs.value:.2f} {theirs.estimator}; {theirs.source}" if theirs else "",
+        theirs.deviations if theirs else "",
     ]
 
 
