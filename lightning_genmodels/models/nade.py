@@ -104,16 +104,20 @@ def nade_logits(x: Tensor, W: Tensor, V: Tensor, b: Tensor, c: Tensor, block: in
     Returns:
         (B, n) log-odds; differentiable with respect to the weights, not to ``x``.
     """
+    # (B, n): has pixel i another hidden layer than i - 1? The sizes of all blocks are one wait for the accelerator.
+    is_new = torch.cat([torch.ones_like(x[:, :1]), x[:, :-1]], dim=1) == 1
+    is_new[:, ::block] = True
+    sizes = torch.stack([part.sum() for part in is_new.split(block, 1)]).tolist()
     a = c.expand(len(x), -1)  # (B, h), the hidden layer before its sigmoid at the start of a block
     logits = []
-    for x_block, w, v in zip(x.split(block, 1), W.split(block), V.split(block), strict=True):
+    blocks = zip(x.split(block, 1), is_new.split(block, 1), sizes, W.split(block), V.split(block), strict=True)
+    for x_block, new, count, w, v in blocks:
         size = x_block.shape[1]
-        is_new = torch.ones_like(x_block, dtype=torch.bool)  # (B, size): has pixel i another hidden layer than i - 1?
-        is_new[:, 1:] = x_block[:, :-1] == 1
-        image, first = is_new.nonzero(as_tuple=True)  # (S,) each: the different hidden layers, image after image
+        # (S,) each: the different hidden layers, image after image
+        image, first = torch.nonzero_static(new, size=count).unbind(1)
         seen = torch.arange(size, device=x.device) < first.unsqueeze(1)  # (S, size)
         h = torch.sigmoid(a.index_select(0, image) + (x_block[image] * seen) @ w)  # (S, h)
-        row = is_new.flatten().cumsum(0).view_as(is_new) - 1  # (B, size): which of them a pixel needs
+        row = new.flatten().cumsum(0).view_as(new) - 1  # (B, size): which of them a pixel needs
         logits.append((h @ v.T).take(row * size + torch.arange(size, device=x.device)))
         a = a + x_block @ w
     return torch.cat(logits, dim=1) + b
