@@ -205,6 +205,16 @@ def test_half_precision_export(trained: Path, run_folder: Path) -> None:
     assert load("half").dtype == torch.float32
 
 
+def test_a_resumed_run_says_which_options_it_ignores(run_folder: Path) -> None:
+    options = [*SHORT, "--model=vae", "--model.learning_rate=0.001"]
+    main(["fit", *options])
+    resumed = ["fit", *options, "--ckpt_path=last", "--trainer.max_epochs=2"]
+    with pytest.warns(UserWarning, match=r"goes on with learning_rate=0.001 of its checkpoint, and not with 0.1"):
+        main([*resumed, "--model.learning_rate=0.1"])
+    optimizer = torch.load(last_path(Path("runs/vae")), weights_only=True)["optimizer_states"][0]
+    assert optimizer["param_groups"][0]["initial_lr"] == 0.001
+
+
 def test_validate_and_test_commands(trained: Path, run_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     options = [
         "--model=vae",

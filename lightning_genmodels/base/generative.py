@@ -507,7 +507,7 @@ class GenerativeModel(LightningModule, ABC):
             raise DivergenceError(
                 f"the loss is not finite at step {-int(step)}: training diverged, and nothing is exported; try a lower "
                 f"--model.learning_rate (it is {self.learning_rate:g}), --model.warmup_steps 500, or "
-                "--trainer.gradient_clip_val 1, and start from the last good checkpoint or anew"
+                "--trainer.gradient_clip_val 1, and start anew, or from the last good checkpoint by --model.init_from"
             )
 
     @final

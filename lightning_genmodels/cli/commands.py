@@ -36,6 +36,7 @@ from lightning_genmodels.system import check_folder, check_output, shown, write_
 from lightning_genmodels.testing import audit as findings
 from lightning_genmodels.testing import untrained
 from lightning_genmodels.training.curves import draw_curves, read_curves
+from lightning_genmodels.training.launch import leave_out_advice
 from lightning_genmodels.weights import verify as checks
 from lightning_genmodels.weights.loading import export as save_weights
 from lightning_genmodels.weights.loading import load
@@ -203,6 +204,7 @@ def evaluate(name: str, data: BinarizedMNISTDataModule, protocol: Protocol, out:
     """
     if out is not None:
         check_folder(out)
+    leave_out_advice()
     with shown():
         report = measure(load(name), data, protocol)
     if report is not None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import sys
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer.states import TrainerStatus
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lightning_genmodels import __version__
 from lightning_genmodels.base import GenerativeModel
@@ -31,19 +30,7 @@ from lightning_genmodels.training.preemption import Preempted, Preemption
 from lightning_genmodels.weights import files
 from lightning_genmodels.weights.names import importable_models, list_models, model_class, model_name
 
-_ADVICE = (
-    r"It is recommended to use `self\.log\(.*sync_dist=True",  # figures are reduced over the processes before
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own
-    r"The `srun` command is available on your system but is not used",
-)
-"""Lightning's warnings that a user can do nothing about."""
-
 _NOTHING = nullcontext()
-
-
-def _no_tip(record: logging.LogRecord) -> bool:
-    """Whether a message is not one of Lightning's tips about other products."""
-    return "Tip: For seamless" not in record.getMessage()
 
 
 class SaveConfig(SaveConfigCallback):
@@ -89,9 +76,7 @@ class TrainingCLI(LightningCLI):
     """Lightning's command line with this package's data module, checkpoints, sample grids and averaged weights."""
 
     def __init__(self, args: Sequence[str]) -> None:
-        for advice in _ADVICE:
-            warnings.filterwarnings("ignore", advice)
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tip)
+        launch.leave_out_advice()
         list(importable_models())  # so that their class names alone are known to the parser
         self._held = ExitStack()
         try:
@@ -243,13 +228,27 @@ class TrainingCLI(LightningCLI):
                 )
             kwargs["ckpt_path"] = str(path)
         if kwargs["ckpt_path"] is not None:
-            files.check_checkpoint(Path(kwargs["ckpt_path"]), self.model)
+            trained_with = files.check_checkpoint(Path(kwargs["ckpt_path"]), self.model)
+            if subcommand == "fit":
+                _warn_of_ignored(trained_with, self.model)
         if claims:
             if not is_auto:  # whose options are right by now
                 self._held.enter_context(callbacks.lock(root))
             overwrite = self._get(self.config_init, "overwrite")
             callbacks.claim(root, resumes=kwargs["ckpt_path"] is not None or is_auto, overwrite=overwrite)
         return kwargs
+
+
+def _warn_of_ignored(trained_with: Mapping[str, Any], model: GenerativeModel) -> None:
+    """Says which options a resumed run ignores: those that the optimizers in its checkpoint hold."""
+    for name in ("learning_rate", "weight_decay", "betas", "muon_learning_rate"):
+        asked, kept = json.dumps(model.hparams.get(name)), json.dumps(trained_with.get(name))
+        if name in trained_with and asked != kept:
+            rank_zero_warn(
+                f"the run goes on with {name}={kept} of its checkpoint, and not with {asked}; to change it, start "
+                "another run from the weights: --model.init_from CHECKPOINT --trainer.default_root_dir FOLDER",
+                category=UserWarning,
+            )
 
 
 def _raising() -> dict[str, Any]:

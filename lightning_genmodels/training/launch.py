@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import warnings
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,13 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning_genmodels.errors import OptionError
 
 _SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # as launchers tell the processes that they start
+
+_ADVICE = (
+    r"It is recommended to use `self\.log\(.*sync_dist=True",  # figures are reduced over the processes before
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own
+    r"The `srun` command is available on your system but is not used",
+)
+"""Lightning's warnings that a user can do nothing about."""
 
 
 @dataclass(frozen=True)
@@ -124,3 +133,14 @@ def _count(devices: Any) -> int | None:
         return len(devices)
     text = str(devices)
     return int(text) if text.isdigit() else len([part for part in text.split(",") if part.strip()])
+
+
+def leave_out_advice() -> None:
+    """Hides Lightning's warnings that a user can do nothing about, and its tips about other products."""
+    for advice in _ADVICE:
+        warnings.filterwarnings("ignore", advice)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless" not in record.getMessage()

@@ -192,19 +192,20 @@ def check_whole(path: Path) -> None:
         raise WeightsError(f"{path} is damaged: the checksum of {damaged!r} in it does not hold")
 
 
-def check_checkpoint(path: Path, model: LightningModule) -> None:
-    """Makes sure that a Lightning checkpoint can be loaded into a model.
+def check_checkpoint(path: Path, model: LightningModule) -> dict[str, Any]:
+    """Makes sure that a Lightning checkpoint can be loaded into a model, and returns the arguments it was trained with.
 
     Raises:
         WeightsError: There is none, it is damaged, or of another model.
     """
     if not path.is_file():
         raise WeightsError(f"no checkpoint at {path}; give --ckpt_path a file, or last, best or auto")
-    cls, _, state = _open_checkpoint(path)
+    cls, hyper_parameters, state = _open_checkpoint(path)
     if cls is not type(model):
         raise WeightsError(f"{path} holds a {cls.__name__}, not a {type(model).__name__}; name its model with --model")
     way_out = "give the recipe that this checkpoint was trained with"
     _compare(str(path), _shapes(model.state_dict()), _shapes(state), way_out)
+    return hyper_parameters
 
 
 def _open(source: Source) -> tuple[type[LightningModule], dict[str, Any], dict[str, torch.Tensor]]:
