@@ -7,7 +7,7 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -18,6 +18,7 @@ from lightning_genmodels.errors import FileError
 T = TypeVar("T")
 
 _is_shown: ContextVar[bool] = ContextVar("progress", default=False)
+_report: ContextVar[Callable[[float], None] | None] = ContextVar("report", default=None)
 
 
 @contextmanager
@@ -30,8 +31,26 @@ def shown(enabled: bool = True) -> Iterator[None]:
         _is_shown.reset(token)
 
 
+@contextmanager
+def reported(report: Callable[[float], None]) -> Iterator[None]:
+    """Within it, :func:`tracked` calls a function before each step with the share that is done; what the function
+    raises ends the steps.
+    """
+    token = _report.set(report)
+    try:
+        yield
+    finally:
+        _report.reset(token)
+
+
+def _reporting(steps: Iterable[T], total: int, report: Callable[[float], None]) -> Iterator[T]:
+    for index, step in enumerate(steps):
+        report(index / total)
+        yield step
+
+
 def tracked(steps: Iterable[T], total: int, what: str, unit: str) -> Iterable[T]:
-    """The same steps, with a progress bar where one is wanted.
+    """The same steps, with a progress bar, or reports, where they are wanted.
 
     Args:
         steps: What is iterated over.
@@ -39,6 +58,9 @@ def tracked(steps: Iterable[T], total: int, what: str, unit: str) -> Iterable[T]
         what: Stands before the bar.
         unit: What is one step of them.
     """
+    report = _report.get()
+    if report is not None:
+        return _reporting(steps, total, report)
     if not _is_shown.get():
         return steps
     from tqdm import tqdm

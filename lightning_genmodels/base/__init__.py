@@ -22,7 +22,7 @@ RepresentationModel  (an interface: it has codes)   ``encode``, ``decode``
 from __future__ import annotations
 
 from lightning_genmodels.base.adversarial import AdversarialModel, AdversarialOptions
-from lightning_genmodels.base.autoregressive import AutoregressiveModel, OrderMixture
+from lightning_genmodels.base.autoregressive import AutoregressiveModel, OrderMixture, checked_observed
 from lightning_genmodels.base.explicit import ExplicitModel, TabularModel
 from lightning_genmodels.base.generative import (
     EventShape,
@@ -46,6 +46,7 @@ __all__ = [
     "RepresentationModel",
     "TabularModel",
     "TrainingOptions",
+    "checked_observed",
     "fill_raster",
     "from_raster",
     "to_raster",

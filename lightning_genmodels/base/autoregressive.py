@@ -100,12 +100,32 @@ class AutoregressiveModel(ExplicitModel, ABC):
             OptionError: ``generator`` is of another type.
         """
         check_generator(generator)
-        x, observed = _checked_observed(self, x, observed)
+        x, observed = checked_observed(self, x, observed)
         if not len(x):
             return x.float()
         uniforms = uniform((len(x), math.prod(self.event_shape)), generator, x)
-        _warn_of_ignored(_ignored(observed, self.pixel_order[None])[:, 0], "the order of the model")
+        _warn_of_ignored(self.num_ignored(observed), "the order of the model")
         return self._fill(x, observed, uniforms).float()
+
+    @final
+    def num_ignored(self, observed: Tensor) -> Tensor:
+        """Number of observed pixels that come after missing ones in the order, which :meth:`complete` ignores there.
+
+        Args:
+            observed: Zeros and ones, or booleans, (B, 1, H, W) or what broadcasts to (1, 1, H, W).
+
+        Returns:
+            (B,) int64; 0 where a completion is exact.
+
+        Raises:
+            ImageError: ``observed`` has another shape or other values.
+
+        Example:
+            >>> from lightning_genmodels import NADE
+            >>> NADE((1, 2, 2)).num_ignored(torch.tensor([[False, False], [True, True]]))
+            tensor([2])
+        """
+        return _ignored(_batch_of_masks(self, observed), self.pixel_order[None])[:, 0]
 
 
 class OrderMixture(ExplicitModel, ABC):
@@ -209,14 +229,21 @@ class OrderMixture(ExplicitModel, ABC):
             OptionError: ``generator`` is of another type.
         """
         check_generator(generator)
-        x, observed = _checked_observed(self, x, observed)
+        x, observed = checked_observed(self, x, observed)
         if not len(x):
             return x.float()
         uniforms = uniform((len(x), math.prod(self.event_shape)), generator, x)
-        ignored = _ignored(observed, self.pixel_orders, self.joint_pixels)  # (B, M)
-        if not self.any_order:
-            _warn_of_ignored(ignored.amin(dim=1), "every order of the model")
-        return self._fill(x, observed, uniforms, ignored.argmin(dim=1)).float()
+        _warn_of_ignored(self.num_ignored(observed), "every order of the model")
+        which = _ignored(observed, self.pixel_orders, self.joint_pixels).argmin(dim=1)
+        return self._fill(x, observed, uniforms, which).float()
+
+    @final
+    def num_ignored(self, observed: Tensor) -> Tensor:
+        """Number of observed pixels that come after missing ones in the order that suits them best, the one that
+        :meth:`complete` takes; see :meth:`AutoregressiveModel.num_ignored`.
+        """
+        ignored = _ignored(_batch_of_masks(self, observed), self.pixel_orders, self.joint_pixels).amin(dim=1)  # (B,)
+        return torch.zeros_like(ignored) if self.any_order else ignored
 
 
 def _nothing_observed(
@@ -228,17 +255,28 @@ def _nothing_observed(
     return x, torch.zeros_like(x, dtype=torch.bool), uniforms
 
 
-def _checked_observed(model: GenerativeModel, x: Any, observed: Any) -> tuple[Tensor, Tensor]:
-    """Images with zeros where nothing is observed, and the mask in their shape, both on the model's device."""
-    x = check_images(x, model.event_shape, values=False)
+def _checked_mask(observed: Any, shape: Sequence[int]) -> Tensor:
+    """A mask in the shape (B, 1, H, W), bool."""
     observed = as_numbers(observed, "a mask of observed pixels")
     if observed.dtype != torch.bool and not bool(((observed == 0) | (observed == 1)).all()):
         raise ImageError("expected a mask of zeros and ones, or booleans, got other values; compare it with 0.5 first")
     try:
-        observed = observed.to(x.device).bool().expand(x.shape)
+        return observed.bool().expand(*shape)
     except RuntimeError as error:
-        shape = tuple(observed.shape)
-        raise ImageError(f"a mask of shape {shape} does not fit images of shape {tuple(x.shape)}") from error
+        given = tuple(observed.shape)
+        raise ImageError(f"a mask of shape {given} does not fit images of shape {tuple(shape)}") from error
+
+
+def _batch_of_masks(model: GenerativeModel, observed: Any) -> Tensor:
+    observed = as_numbers(observed, "a mask of observed pixels")
+    count = len(observed) if observed.ndim == 4 else 1
+    return _checked_mask(observed, (count, *model.event_shape)).to(next(model.parameters()).device)
+
+
+def checked_observed(model: GenerativeModel, x: Any, observed: Any) -> tuple[Tensor, Tensor]:
+    """Images with zeros where nothing is observed, and the mask in their shape, both on the model's device."""
+    x = check_images(x, model.event_shape, values=False)
+    observed = _checked_mask(observed, x.shape).to(x.device)
     x = torch.where(observed, x, torch.zeros_like(x))
     check_images(x, model.event_shape)
     x = x.to(next(model.parameters()))

@@ -32,6 +32,7 @@ from lightning_genmodels.evaluation.likelihood import figures_of, score
 from lightning_genmodels.evaluation.run import Protocol
 from lightning_genmodels.evaluation.run import evaluate as measure
 from lightning_genmodels.functional import lines
+from lightning_genmodels.models import VAE
 from lightning_genmodels.system import check_folder, check_output, shown, write_atomically
 from lightning_genmodels.testing import audit as findings
 from lightning_genmodels.testing import untrained
@@ -143,9 +144,10 @@ def complete(
     progress: bool = True,
     device: str = "cpu",
 ) -> None:
-    """Draws what is missing from images, given the rest, with a model that has a pixel order.
+    """Draws what is missing from images, given the rest, with a model that has a pixel order, or a VAE.
 
-    The draw is exact where the observed pixels come first in the order, and else ignores what is observed later.
+    With an order, the draw is exact where the observed pixels come first in it, and else ignores what is observed
+    later; a VAE takes a Markov chain, which is exact in the limit.
 
     Args:
         name: Model, weight, folder, checkpoint, or owner/repo on the Hub.
@@ -160,7 +162,7 @@ def complete(
     within(0, _SEEDS, seed=seed)
     out = check_output(out or Path(f"{Path(name).name}_completed.png"), _IMAGES, images, Path(observed))
     model = _on(device, load(name))
-    if not isinstance(model, AutoregressiveModel | OrderMixture):
+    if not isinstance(model, AutoregressiveModel | OrderMixture | VAE):
         raise OptionError(f"a {type(model).__name__} has no pixel order to complete images in; take one that has: nade")
     x = read_images(images, model.event_shape)
     mask = read_mask(observed, model.event_shape)

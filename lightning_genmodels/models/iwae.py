@@ -119,6 +119,12 @@ class IWAE(VAE):
         layers, log_qs, _ = self._infer_layers(x, noise)
         return torch.cat(layers, dim=-1), sum(log_qs[1:], log_qs[0])
 
+    def _log_posterior(self, x: Tensor, z: Tensor) -> Tensor:
+        layers = z.split(self.latent_dims, dim=-1)
+        pairs = zip(self.encoders, itertools.pairwise(layers), strict=True)
+        above = [self._gaussian(encoder, below).log_prob(z).sum(dim=-1) for encoder, (below, z) in pairs]
+        return sum(above, super()._log_posterior(x, layers[0]))
+
     def _infer_layers(self, x: Tensor, noise: Tensor) -> tuple[list[Tensor], list[Tensor], Normal]:
         """Latents and log-densities of all layers, and the posterior of the top one."""
         posterior = self._posterior(x)
