@@ -12,10 +12,11 @@ from lightning import Trainer, seed_everything
 from matplotlib import pyplot as plt
 from torch import Tensor
 
+import lightning_genmodels
 from lightning_genmodels import BinarizedMNISTDataModule, GenerativeModel
 from lightning_genmodels.data.images import grid, read_images
 
-DIGITS = Path(__file__).parent / "digits.png"
+DIGITS = Path(lightning_genmodels.__file__).parent / "app" / "digits.png"
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="lightning.pytorch")

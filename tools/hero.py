@@ -1,6 +1,6 @@
 """Draws the README's picture: samples of the best model, and half digits completed by several models.
 
-Writes the test digits that the pages of the documentation show, too.
+Writes the test digits that the app and the pages of the documentation show, too.
 
 python tools/hero.py --data.root /path/to/data
 """
@@ -16,7 +16,8 @@ from lightning_genmodels import BinarizedMNISTDataModule, load
 from lightning_genmodels.base import AutoregressiveModel, OrderMixture
 from lightning_genmodels.data.images import grid, write_images, write_png
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS, APP = ROOT / "docs", ROOT / "lightning_genmodels" / "app"
 COLUMNS = 16
 
 
@@ -39,7 +40,7 @@ def draw(data: BinarizedMNISTDataModule, models: tuple[str, ...] = ("pixelsnail"
         assert isinstance(model, AutoregressiveModel | OrderMixture)
         completed = model.complete(digits, observed, generator=generator)
         rows.append(torch.where(observed, 0.25 + 0.4 * completed, completed))
-    write_images(DOCS / "digits.png", data.images("test")[data.subset("test", 40)], columns=10)
+    write_images(APP / "digits.png", data.images("test")[data.subset("test", 40)], columns=10)
     write_png(DOCS / "hero.png", grid(torch.cat(rows), columns=COLUMNS), scale=2)
 
 
