@@ -260,6 +260,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("verify nothing", "unknown model or weight 'nothing'"),
         ("publish bernoulli a/b", "expected the name of a user or an organization on the Hub, got 'a/b'"),
         ("complete nade images.npy --observed sideways", "sideways"),
+        ("app --port 65536", "expected port to be from 0 to below 65536, got 65536"),
+        ("app --host nowhere.invalid --port 0", "cannot listen at nowhere.invalid"),
         ("complete nade images.npy --observed nan.npy", "nan.npy: expected a mask of finite numbers"),
     ],
 )
@@ -321,7 +323,7 @@ def test_random_command_lines_end_well_or_with_one_line(folder: Path, capsys: py
         *("--data.image_size", "--data.batch_size", "--precision", "--devices=1", "--accelerator=cpu", "-h"),
     ]
     harmless = {"fit": ["--data.source=digits", "--trainer.fast_dev_run=1", "--trainer.accelerator=cpu"]}
-    harmless |= {"evaluate": ["--data.source=digits", "--limit=3"], "sample": ["--num_samples=2"]}
+    harmless |= {"evaluate": ["--data.source=digits", "--limit=3"], "sample": ["--num_samples=2"], "app": ["--port=-1"]}
     harmless |= dict.fromkeys(("validate", "test"), harmless["fit"]) | {"publish": ["--dry_run=true"]}
     for _ in range(COMMAND_LINES):
         command = draw.choice([*SUMMARIES, *SUMMARIES, "frobnicate", "--version"])

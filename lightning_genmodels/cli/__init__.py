@@ -25,6 +25,7 @@ SUMMARIES = {
     "encode": "write the codes of images",
     "complete": "draw what is missing from images, given the rest",
     "interpolate": "draw images between latent points",
+    "app": "open the models in a browser",
     "evaluate": "measure a trained model: the protocol behind every published figure",
     "export": "turn a checkpoint into weights to share",
     "curves": "draw learning curves of runs",

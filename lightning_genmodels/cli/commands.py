@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import itertools
 import json
 import sys
+import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -328,6 +330,25 @@ def recipes_(action: Literal["cp"], name: str, out: Path | None = None) -> None:
     print(f"recipe {name}: {out}")
 
 
+def app(host: str = "127.0.0.1", port: int = 7860, browser: bool = True) -> None:
+    """Opens the models in a browser: draw a digit and see it completed, scored and varied. Ctrl-C ends it.
+
+    Args:
+        host: Address to listen at; 0.0.0.0 lets other machines in.
+        port: 0 for a free one.
+        browser: Open the page in a browser.
+    """
+    from lightning_genmodels.app.server import Server
+
+    within(0, 2**16, port=port)
+    with Server(host, port) as server:
+        print(f"the app runs at {server.url}; Ctrl-C ends it", flush=True)
+        if browser:
+            webbrowser.open(server.url)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample,
     "log_prob": log_prob,
@@ -335,6 +356,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "complete": complete,
     "interpolate": interpolate,
     "evaluate": evaluate,
+    "app": app,
     "curves": curves,
     "export": export,
     "audit": audit,

@@ -1,0 +1,1 @@
+"""The app: trained models in a browser. ``genmodels app`` serves it."""
