@@ -92,8 +92,8 @@ class Queue:
         with self._changed:
             now = time.monotonic()
             self._jobs = {name: job for name, job in self._jobs.items() if now - job.asked < PATIENCE}
-            if len(self._jobs) >= MOST_JOBS:
-                raise OptionError(f"{len(self._jobs)} uses wait already; try again in a minute")
+            if len(self._waiting) >= MOST_JOBS:
+                raise OptionError(f"{len(self._waiting)} uses wait already; try again in a minute")
             job = Job(work)
             self._jobs[job.name] = job
             self._waiting.append(job)

@@ -319,10 +319,7 @@ def _conditionals(model: AutoregressiveModel | OrderMixture, x: Tensor, index: i
 
 def _exactness(model: AutoregressiveModel | OrderMixture | VAE, observed: Tensor) -> tuple[str, str]:
     if isinstance(model, VAE):
-        note = (
-            f"nearly exact: {CHAIN} steps of a chain that corrects itself; with endlessly many it would be exact, "
-            "if its codes are searched well"
-        )
+        note = f"approximate: {CHAIN} steps of a chain that is exact in the limit of many"
         return "chain", note
     ignored = int(model.num_ignored(observed))
     if ignored:

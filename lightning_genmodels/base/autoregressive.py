@@ -261,10 +261,11 @@ def _checked_mask(observed: Any, shape: Sequence[int]) -> Tensor:
     if observed.dtype != torch.bool and not bool(((observed == 0) | (observed == 1)).all()):
         raise ImageError("expected a mask of zeros and ones, or booleans, got other values; compare it with 0.5 first")
     try:
-        return observed.bool().expand(*shape)
+        mask: Tensor = observed.bool().expand(*shape)
     except RuntimeError as error:
         given = tuple(observed.shape)
         raise ImageError(f"a mask of shape {given} does not fit images of shape {tuple(shape)}") from error
+    return mask
 
 
 def _batch_of_masks(model: GenerativeModel, observed: Any) -> Tensor:
