@@ -134,7 +134,9 @@ def test_every_model_samples_by_its_seed(studio: Studio) -> None:
 def test_drawing_pixel_by_pixel_tells_the_order_and_the_chances(studio: Studio, name: str) -> None:
     found = studio.draw(name, seed=1)
     assert sorted(found["order"]) == list(range(N))
-    chance = [share if pixel == "1" else 1 - share for pixel, share in zip(found["image"], found["probability"], strict=True)]
+    chance = [
+        share if pixel == "1" else 1 - share for pixel, share in zip(found["image"], found["probability"], strict=True)
+    ]
     assert all(0 <= share <= 1 for share in found["probability"])
     assert sum(chance) / N > 0.7  # what was drawn was likely
 

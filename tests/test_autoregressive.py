@@ -248,3 +248,23 @@ def test_a_mixture_is_evaluated_beside_its_first_order() -> None:
     assert torch.allclose(found["nll"], model.log_prob(x))
     assert torch.allclose(found["nll_first_order"], bernoulli_log_prob(model.conditional_logits(x.double(), 0), x))
     assert [figure.name for figure in figures_of(MADE(SHAPE, num_orders=1), 1)] == ["nll"]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_given_pixels_after_the_first_missing_one_are_ignored(order: str) -> None:
+    model = NADE(SHAPE, 5, order)
+    for mask in all_images(SHAPE).bool():
+        in_order = mask.flatten()[model.pixel_order]
+        first = int((~in_order).long().argmax()) if not in_order.all() else mask.numel()
+        late = model.pixel_order[first:][in_order[first:]]
+        assert model.num_ignored(mask).tolist() == [len(late)]
+    assert model.num_ignored(all_images(SHAPE)).shape == (64,)
+
+
+def test_a_mixture_ignores_what_its_best_order_ignores() -> None:
+    bottom = torch.tensor([[0, 0, 0], [1, 1, 1]])
+    assert MADE(SHAPE, (5,), order="raster").num_ignored(bottom).tolist() == [3]
+    assert MADE(SHAPE, (5,), 2, ("raster", "raster_rot180")).num_ignored(bottom).tolist() == [0]
+    assert EoNADE(SHAPE, (5,)).num_ignored(bottom).tolist() == [0]
+    with pytest.raises(ImageError, match="does not fit"):
+        EoNADE(SHAPE, (5,)).num_ignored(torch.zeros(3, 3))

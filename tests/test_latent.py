@@ -14,7 +14,7 @@ from lightning_genmodels.evaluation.divergence import all_images
 from lightning_genmodels.functional import log_mean_exp
 from lightning_genmodels.models import IWAE, VAE, LadderVAE
 from lightning_genmodels.random import keyed_generators
-from lightning_genmodels.testing import check_model, tiny
+from lightning_genmodels.testing import FALSE_ALARM_RATE, check_model, log_likelihood_by_quadrature, p_value, tiny
 
 VARIANTS: dict[str, tuple[type[VAE], dict[str, Any]]] = {
     "conv": (VAE, {"event_shape": (1, 2, 3), "network": "conv", "hidden_sizes": (4, 3)}),
@@ -185,3 +185,35 @@ def test_ladder_bound_is_free_of_free_bits_and_warm_up() -> None:
 def test_ladder_options_that_make_no_sense_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="expected"):
         LadderVAE(**{**LadderVAE.small, **arguments})
+
+
+@pytest.mark.parametrize("cls", [VAE, IWAE])
+@pytest.mark.parametrize("given", [[], [0, 3], [1, 2, 3]])
+@torch.no_grad()
+def test_completion_is_a_draw_from_the_exact_conditional(cls: type[VAE], given: list[int]) -> None:
+    """By enumeration of all images and quadrature over the latents, which an encoder proposes that knows nothing."""
+    torch.manual_seed(1)
+    model = cls(**cls.small).eval().double()
+    for name, parameter in model.named_parameters():
+        scale = 0.0 if name.startswith("encoder") else 1.5 if name.startswith("decoder.") else 0.3
+        parameter.copy_(scale * torch.randn_like(parameter))
+    images = all_images(model.event_shape).double()
+    observed = torch.zeros(4, dtype=torch.bool).index_fill(0, torch.tensor(given, dtype=torch.long), True).view(2, 2)
+    x = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).double()
+    agrees = ((images == x) | ~observed).flatten(1).all(1)
+    exact = torch.where(agrees, log_likelihood_by_quadrature(model, images).exp(), 0.0)
+    drawn = model.complete(
+        x.expand(10_000, -1, -1, -1), observed, num_steps=100, generator=torch.Generator().manual_seed(2)
+    )
+    assert p_value(drawn, exact / exact.sum()) > FALSE_ALARM_RATE
+    few = model.complete(
+        x.expand(10_000, -1, -1, -1), observed, num_steps=1, generator=torch.Generator().manual_seed(2)
+    )
+    assert not given or p_value(few, exact / exact.sum()) < FALSE_ALARM_RATE
+
+
+def test_a_completion_takes_at_least_one_step() -> None:
+    model = VAE(**VAE.small)
+    with pytest.raises(OptionError, match="num_steps"):
+        model.complete(torch.zeros(1, 1, 2, 2), torch.zeros(2, 2), num_steps=0)
+    assert model.complete(torch.zeros(0, 1, 2, 2), torch.zeros(2, 2)).shape == (0, 1, 2, 2)

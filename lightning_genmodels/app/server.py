@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 import secrets
 import sys
@@ -81,7 +82,9 @@ class Queue:
         self._waiting: deque[Job] = deque()
         self._jobs: dict[str, Job] = {}
         self._changed = threading.Condition()
-        threading.Thread(target=self._work, daemon=True).start()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
 
     def add(self, work: Callable[[], dict[str, Any]]) -> Job:
         """Queues a job.
@@ -118,11 +121,22 @@ class Queue:
         with self._changed:
             return self._waiting.index(job) + 1 if job in self._waiting else 0
 
+    def close(self) -> None:
+        """Drops all jobs, and waits for the end of the one that runs: PyTorch aborts a process that ends before."""
+        with self._changed:
+            self._is_closed = True
+            self._waiting.clear()
+            for job in self._jobs.values():
+                job.asked = -math.inf
+            self._changed.notify()
+        self._thread.join()
+
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting:
-                    self._changed.wait()
+                self._changed.wait_for(lambda: self._waiting or self._is_closed)
+                if self._is_closed:
+                    return
                 job = self._waiting.popleft()
             job.run()
 
@@ -142,13 +156,24 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(self, host: str = "127.0.0.1", port: int = 7860) -> None:
+        self.studio, self.queue = Studio(), Queue()
         try:
             super().__init__((host, port), _Handler)
         except (OSError, OverflowError) as error:
+            self.queue.close()
             raise OptionError(f"cannot listen at {host}, port {port}: {error}; choose another --port") from error
-        self.studio, self.queue = Studio(), Queue()
         self.pages = {path: ((FOLDER / name).read_bytes(), kind) for path, (name, kind) in PAGES.items()}
         self.description = as_json(self.studio.describe())
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Prints what went wrong, unless a page was closed while it was answered."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
+    def server_close(self) -> None:
+        """Closes the address, and ends what runs."""
+        super().server_close()
+        self.queue.close()
 
     @property
     def url(self) -> str:
@@ -230,7 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Security-Policy", "default-src 'self'; img-src 'self' data:")
             self.end_headers()
             self.wfile.write(body)
-        except (BrokenPipeError, ConnectionResetError):
+        except ConnectionError:
             self.close_connection = True  # the page was closed
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
