@@ -57,20 +57,23 @@ def main(clicks: int, visitors: list[int]) -> None:
         assert server.stdout is not None
         port = int(server.stdout.readline().split("127.0.0.1:")[1].split(";")[0])
         print(f"started in {time.perf_counter() - start:.1f} s, {megabytes(server.pid, 'VmRSS'):.0f} MB", flush=True)
-        digit = ask(port, "GET", "/api/models")[1]["digits"][0]
+        found = ask(port, "GET", "/api/models")[1]
+        digit, models = found["digits"][0], found["models"]
         given = {"image": digit, "observed": TOP, "draws": 4}
         uses: list[tuple[str, str, dict[str, Any]]] = [
             *(
-                (f"complete, 4 draws of {name.partition('.')[0]}", "complete", {"name": name, **given})
-                for name in ("nade.static_v1", "eonade.static_v1", "vae.static_v1", "pixelsnail.static_v4")
+                (f"complete, 4 draws of {model['name']}", "complete", {"name": model["name"], **given})
+                for model in models
+                if model["completes"]
             ),
             *(
-                (f"score, {name.partition('.')[0]}", "score", {"name": name, "image": digit})
-                for name in ("nade.static_v1", "vae.static_v1", "pixelsnail.static_v4", "ladder_vae.static_v1")
+                (f"score, {model['name']}", "score", {"name": model["name"], "image": digit})
+                for model in models
+                if model["nats"]
             ),
-            ("sample, 16 of vae", "sample", {"name": "vae.static_v1"}),
-            ("sample, 16 of pixelsnail", "sample", {"name": "pixelsnail.static_v4"}),
-            ("plane of vae", "plane", {"name": "vae.static_v1", "codes": [[0.1 * k] * 50 for k in range(4)]}),
+            ("sample, 16 of vae.static_v1", "sample", {"name": "vae.static_v1"}),
+            ("sample, 16 of pixelsnail.static_v4", "sample", {"name": "pixelsnail.static_v4"}),
+            ("plane of vae.static_v1", "plane", {"name": "vae.static_v1", "codes": [[0.1 * k] * 50 for k in range(4)]}),
         ]
         print(f"| seconds, median of {clicks} clicks | {' | '.join(f'{count} at once' for count in visitors)} |")
         print("| --- |" + " --- |" * len(visitors))
