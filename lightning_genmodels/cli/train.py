@@ -227,15 +227,16 @@ class TrainingCLI(LightningCLI):
                     "--trainer.default_root_dir"
                 )
             kwargs["ckpt_path"] = str(path)
+        trained_with: dict[str, Any] = {}
         if kwargs["ckpt_path"] is not None:
             trained_with = files.check_checkpoint(Path(kwargs["ckpt_path"]), self.model)
-            if subcommand == "fit":
-                _warn_of_ignored(trained_with, self.model)
         if claims:
             if not is_auto:  # whose options are right by now
                 self._held.enter_context(callbacks.lock(root))
             overwrite = self._get(self.config_init, "overwrite")
             callbacks.claim(root, resumes=kwargs["ckpt_path"] is not None or is_auto, overwrite=overwrite)
+        if subcommand == "fit":
+            _warn_of_ignored(trained_with, self.model)
         return kwargs
 
 
