@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from docutils import nodes
 from latex2mathml.converter import convert
 
 import lightning_genmodels
@@ -17,12 +19,22 @@ sys.path.insert(0, str(HERE))
 import model_pages  # noqa: E402
 
 if TYPE_CHECKING:
-    from docutils.nodes import Node
     from sphinx.application import Sphinx
+    from sphinx.writers.html5 import HTML5Translator
 
 os.environ["PYTHONPATH"] = str(HERE)  # the pages draw with pages.py
 os.environ["OMP_NUM_THREADS"] = "1"  # pages are executed beside each other
 os.environ["LIGHTNING_GENMODELS_DATA"] = str(HERE / "_build" / "data")  # the pages get by without downloads
+
+
+def fingerprint() -> str:
+    """Of what the cells' outputs depend on beside the cells: the package, its weights, and what draws."""
+    digest = hashlib.sha256((HERE / "pages.py").read_bytes())
+    package = Path(lightning_genmodels.__file__).parent
+    for file in sorted([*package.rglob("*.py"), *package.rglob("*.json")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
 
 project = "lightning_genmodels"
 copyright = "the authors of lightning_genmodels, Apache-2.0"  # noqa: A001
@@ -30,12 +42,11 @@ release = lightning_genmodels.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
-nitpicky = False
 
 myst_enable_extensions = ["dollarmath", "attrs_inline", "colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
-nb_execution_cache_path = str(HERE / "_build" / "cells")  # outputs, by the content of their cells
+nb_execution_cache_path = str(HERE / "_build" / "cells" / fingerprint())  # outputs, by the content of their cells
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
@@ -59,26 +70,19 @@ html_theme_options: dict[str, Any] = {
 pygments_style = "friendly"
 
 
-def visit_math(self: Any, node: Node) -> None:
+def visit_math(self: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
     """Formulas are MathML, which browsers draw without a script."""
-    from docutils.nodes import SkipNode
-
-    self.body.append(convert(node.astext()))
-    raise SkipNode
-
-
-def visit_math_block(self: Any, node: Node) -> None:
-    """The same, on lines of their own."""
-    from docutils.nodes import SkipNode
-
-    self.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
-    raise SkipNode
+    if isinstance(node, nodes.math_block):
+        self.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    else:
+        self.body.append(convert(node.astext()))
+    raise nodes.SkipNode
 
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     model_pages.write()
-    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
 
 
 html_math_renderer = "mathml"

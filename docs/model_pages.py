@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import inspect
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from lightning_genmodels.base import AutoregressiveModel, ExplicitModel, LatentVariableModel, OrderMixture
-from lightning_genmodels.evaluation.report import figures_table, probe_table, quality_table
+from lightning_genmodels.evaluation.report import probe_table
+from lightning_genmodels.training.curves import CURVES, draw_curves, read_curves
+from lightning_genmodels.weights.card import figures, sample_quality, usage
 from lightning_genmodels.weights.names import list_models, model_class
-from lightning_genmodels.weights.published import published
 from lightning_genmodels.weights.records import Weights, get_weights, list_weights
 
 DOCS = Path(__file__).parent
 PAGES = DOCS / "models"
-CURVE = "curve.json"
 
 
 def write() -> None:
@@ -81,17 +77,7 @@ def _lecture(module: str) -> Iterator[str]:
 
 
 def _usage(name: str, cls: type) -> str:
-    weights = list_weights(name)
-    lines = [f'model = gm.load("{name}")' if weights else f"model = gm.{cls.__name__}()", "images = model.sample(16)"]
-    if issubclass(cls, ExplicitModel):
-        lines.append("log_prob = model.log_prob(images)  # exact, (16,) nats per image")
-    if issubclass(cls, AutoregressiveModel | OrderMixture):
-        lines.append("completed = model.complete(images, observed)  # observed: True where a pixel is given")
-    if issubclass(cls, LatentVariableModel):
-        lines.append("bound = model.iw_bound(images, 100)  # a lower bound on log p(x), (16,) nats per image")
-    if hasattr(cls, "encode"):
-        lines.append("codes = model.encode(images)")
-    code = "\n".join(["```python", "import lightning_genmodels as gm", "", *lines, "```"])
+    code = usage(cls, f'gm.load("{name}")' if list_weights(name) else f"gm.{cls.__name__}()")
     hub = f'torch.hub.load("lightning-genmodels/lightning-genmodels", "{name}", trust_repo=True)'
     return f"{code}\n\nWith `torch.hub`: `{hub}`."
 
@@ -130,38 +116,15 @@ def _weight(weights: Weights) -> Iterator[str]:
     shutil.copyfile(folder / "samples.png", PAGES / f"{weights.name}.png")
     yield f"![64 samples of {weights.name}]({weights.name}.png){{.pixelated}}"
     yield f"*64 samples of `{weights.name}`.*"
+    yield figures(weights)
     if metrics["figures"]:
-        yield f"Negative log-likelihood, or a bound above it, of {protocol['num_images']:,} test images, in nats:"
-        yield figures_table(metrics)
-        theirs = published(weights)
-        yield f"Published: {theirs}." if theirs else "No figure was published for this protocol."
         yield f"Recompute it: `genmodels verify {weights.name} --root /path/to/data`."
-    else:
-        yield "It has no likelihood; its samples are judged instead."
     if "quality" in metrics:
-        yield "Quality of samples, between real images and independent pixels ([explained](../leaderboard.md)):"
-        yield quality_table({f"`{weights.name}`": metrics["quality"]})
+        yield "Quality of samples ([explained](../leaderboard.md)): " + sample_quality(weights)
     if "probe" in metrics:
         yield probe_table({f"`{weights.name}`": metrics["probe"]})
-    if (folder / CURVE).is_file():
-        _draw_curve(weights, folder)
-        yield f"![Learning curve of {weights.name}]({weights.name}.curve.png)"
-
-
-def _draw_curve(weights: Weights, folder: Path) -> None:
-    """Validation figures over CPU time."""
-    curves = json.loads((folder / CURVE).read_text(encoding="utf-8"))
-    figure = Figure(figsize=(7, 3), layout="constrained")
-    axes = figure.subplots()
-    for name, points in curves.items():
-        minutes, values = zip(*points, strict=True)
-        axes.plot(minutes, values, label=f"{name}: {min(values):.2f} at the lowest")
-    lowest = min(value for points in curves.values() for _, value in points)
-    axes.set(
-        ylim=(lowest - 0.5, lowest + 12),
-        xlabel="minutes of CPU time",
-        ylabel="nats per image",
-        title=f"{weights.name}: validation",
-    )
-    axes.legend()
-    figure.savefig(PAGES / f"{weights.name}.curve.png", dpi=110)
+    if (folder / CURVES).is_file():
+        draw_curves(
+            {weights.name: read_curves(folder / CURVES)}, PAGES / f"{weights.name}.curves.png", over_minutes=True
+        )
+        yield f"![Learning curves of {weights.name}]({weights.name}.curves.png)"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_genmodels.base import (
         AdversarialModel,
         AutoregressiveModel,
+        CompletionModel,
         ExplicitModel,
         GenerativeModel,
         LatentVariableModel,
@@ -68,6 +69,7 @@ __all__ = [
     "Bernoulli",
     "BinarizedMNISTDataModule",
     "ChainRuleTable",
+    "CompletionModel",
     "DiagonalBiLSTM",
     "EoNADE",
     "ExplicitModel",

@@ -167,6 +167,51 @@ def check_images(x: Any, event_shape: Sequence[int], *, values: bool = True) -> 
     return images
 
 
+def check_mask(observed: Any, shape: Sequence[int]) -> Tensor:
+    """Refuses anything but a mask of pixels that fits images.
+
+    Args:
+        observed: Zeros and ones, or booleans, which broadcast to ``shape``; as :func:`check_images`.
+        shape: (B, 1, H, W) of the images.
+
+    Returns:
+        The mask in that shape, bool.
+
+    Raises:
+        ImageError: Another shape, or other values.
+    """
+    observed = as_numbers(observed, "a mask of observed pixels")
+    if observed.dtype != torch.bool and not bool(((observed == 0) | (observed == 1)).all()):
+        raise ImageError("expected a mask of zeros and ones, or booleans, got other values; compare it with 0.5 first")
+    try:
+        mask: Tensor = observed.bool().expand(*shape)
+    except RuntimeError as error:
+        given = tuple(observed.shape)
+        raise ImageError(f"a mask of shape {given} does not fit images of shape {tuple(shape)}") from error
+    return mask
+
+
+def check_observed(x: Any, observed: Any, event_shape: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Refuses anything but binary images of which a mask says what is observed; other pixels may have any value.
+
+    Args:
+        x: As :func:`check_images`.
+        observed: As :func:`check_mask`.
+        event_shape: The (1, H, W) that is expected.
+        like: A tensor of the type and on the device that are wanted.
+
+    Returns:
+        The images with zeros where nothing is observed, and the mask in their shape.
+
+    Raises:
+        ImageError: Wrong shapes, or other values where something is observed.
+    """
+    x = check_images(x, event_shape, values=False)
+    observed = check_mask(observed, x.shape).to(x.device)
+    x = check_images(torch.where(observed, x, torch.zeros_like(x)), event_shape)
+    return x.to(like), observed.to(like.device)
+
+
 def check_codes(z: Any, size: int) -> Tensor:
     """Refuses anything but codes or latents: a floating-point tensor (..., D).
 

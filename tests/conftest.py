@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from lightning_genmodels.app.server import Server
 from lightning_genmodels.data import sources
 
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -30,6 +32,15 @@ def _real_data(request: pytest.FixtureRequest) -> None:
     """Skips a test marked ``data`` where the files are not there, whatever way it reads them."""
     if request.node.get_closest_marker("data"):
         request.getfixturevalue("data_root")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """The app, at a port of its own."""
+    with Server(port=0) as made:
+        threading.Thread(target=made.serve_forever, daemon=True).start()
+        yield made
+        made.shutdown()
 
 
 @pytest.fixture

@@ -5,12 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import math
+import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +24,6 @@ from lightning_genmodels.errors import ImageError, OptionError
 N = 784
 TOP = "1" * 392 + "0" * 392
 BOTTOM = TOP[::-1]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server(port=0) as made:
-        threading.Thread(target=made.serve_forever, daemon=True).start()
-        yield made
-        made.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +230,8 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
         port = int(said.split("127.0.0.1:")[1].split(";")[0])
         with socket.create_connection(("127.0.0.1", port), timeout=30):
             pass
-        time.sleep(0.1)
-        process.terminate()
+        process.send_signal(signal.SIGINT)
+        complaints = process.communicate(timeout=60)[1]
     assert said.startswith("the app runs at http://127.0.0.1:")
+    assert process.returncode == 0
+    assert "Traceback" not in complaints

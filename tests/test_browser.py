@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -32,14 +31,6 @@ pytestmark = [
 ]
 
 Visit = Callable[..., AbstractContextManager[Any]]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server(port=0) as made:
-        threading.Thread(target=made.serve_forever, daemon=True).start()
-        yield made
-        made.shutdown()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lightning_genmodels.cli import main
-from lightning_genmodels.training.curves import read_curves
+from lightning_genmodels.training.curves import CURVES, read_curves, write_curves
 
 
 def test_a_line_after_every_epoch_where_there_is_no_terminal(
@@ -43,7 +43,23 @@ def test_curves_join_a_resumed_run_and_need_one(run_folder: Path, capsys: pytest
     assert "elsewhere holds no logs of a run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "picture"), [("vae", "reconstructions"), ("made", "completions"), ("gan", "")])
+def test_a_weight_keeps_the_validation_curves_of_its_run(run_folder: Path) -> None:
+    folder = run_folder / "run" / "logs" / "version_0"
+    folder.mkdir(parents=True)
+    rows = [f"{step},{step / 10},5.0,{7.0 - step / 1000}\n" for step in range(500)]
+    (folder / "metrics.csv").write_text(f"step,train/cpu_minutes,train/loss,val/nll\n{''.join(rows)}")
+    write_curves(run_folder / "run", run_folder, points=100)
+    kept, whole = read_curves(run_folder / CURVES), read_curves(run_folder / "run")
+    assert set(kept) == {"train/cpu_minutes", "val/nll"}
+    for name, curve in kept.items():
+        assert len(curve) == 100
+        assert set(curve) <= set(whole[name])
+    pytest.importorskip("matplotlib")
+    main(["curves", CURVES, "--over_minutes=true"])
+    assert Path("curves.png").is_file()
+
+
+@pytest.mark.parametrize(("name", "picture"), [("ladder_vae", "reconstructions"), ("made", "completions"), ("gan", "")])
 def test_pictures_of_what_a_model_can_do(name: str, picture: str, run_folder: Path) -> None:
     quick = ["--data.source=digits", "--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--samples.num_samples=4"]
     main(["fit", f"--model={name}", *quick, "--trainer.limit_train_batches=2", "--trainer.default_root_dir=run"])

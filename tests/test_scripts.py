@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,12 +37,21 @@ def test_loader_benchmark_prints_ratios(data_root: Path, run_folder: Path) -> No
     assert len(re.findall(r"[\d.]+ times faster", printed)) == 2
 
 
-def test_figures_in_documents_are_those_of_the_weights() -> None:
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "tools" / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
+def tool(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A script of tools/, as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return importlib.import_module(name)
+
+
+def test_every_mutation_applies(monkeypatch: pytest.MonkeyPatch) -> None:
+    mutations = tool("mutations", monkeypatch)
+    for mutation in mutations.MUTATIONS:
+        text = (ROOT / mutations.PACKAGE / mutation.file).read_text(encoding="utf-8")
+        assert text.count(mutation.old) == 1, mutation.what
+
+
+def test_figures_in_documents_are_those_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = tool("tables", monkeypatch)
     for file in tables.FILES:
         text = file.read_text(encoding="utf-8")
         assert tables.updated(text) == text, "run python tools/tables.py"

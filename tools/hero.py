@@ -13,7 +13,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from lightning_genmodels import BinarizedMNISTDataModule, load
-from lightning_genmodels.base import AutoregressiveModel, OrderMixture
+from lightning_genmodels.base import CompletionModel
 from lightning_genmodels.data.images import grid, write_images, write_png
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +37,7 @@ def draw(data: BinarizedMNISTDataModule, models: tuple[str, ...] = ("pixelsnail"
     rows.append(digits)
     for name in models:
         model = load(name)
-        assert isinstance(model, AutoregressiveModel | OrderMixture)
+        assert isinstance(model, CompletionModel)
         completed = model.complete(digits, observed, generator=generator)
         rows.append(torch.where(observed, 0.25 + 0.4 * completed, completed))
     write_images(APP / "digits.png", data.images("test")[data.subset("test", 40)], columns=10)

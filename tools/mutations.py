@@ -131,8 +131,8 @@ MUTATIONS = [
     Mutation(
         "completion in the order that suits the mask least",
         "base/autoregressive.py",
-        "ignored.argmin(dim=1)",
-        "ignored.argmax(dim=1)",
+        "self.joint_pixels).min(dim=1)",
+        "self.joint_pixels).max(dim=1)",
         ("contract", "complete"),
     ),
     Mutation(

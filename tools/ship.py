@@ -10,7 +10,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 
@@ -18,7 +17,7 @@ from lightning_genmodels import BinarizedMNISTDataModule, Weights
 from lightning_genmodels.data.images import write_images
 from lightning_genmodels.evaluation.run import Protocol, evaluate
 from lightning_genmodels.system import reuse_freed_memory
-from lightning_genmodels.training.curves import MINUTES, read_curves
+from lightning_genmodels.training.curves import write_curves
 from lightning_genmodels.weights.files import CONFIG, WEIGHTS
 from lightning_genmodels.weights.loading import export, load
 from lightning_genmodels.weights.names import model_name
@@ -57,7 +56,7 @@ def ship(
     assert report is not None
     report.write(folder)
     if (checkpoint.parent / "logs").is_dir():
-        write_curve(checkpoint.parent, folder / "curve.json")
+        write_curves(checkpoint.parent, folder)
     write_images(folder / SAMPLES, model.sample(64, generator=torch.Generator().manual_seed(0)))
     print(report.table())
     model_, version = model_name(type(model)), name.partition(".")[2]
@@ -76,18 +75,6 @@ def ship(
     )
     fields = {key: value for key, value in dataclasses.asdict(record).items() if key != "metrics"}
     (folder / "weights.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-
-
-def write_curve(run: Path, file: Path, points: int = 200) -> None:
-    """Writes ``{name: [[minutes of CPU time, value], ...]}`` of the validation figures in nats, thinned."""
-    curves = read_curves(run)
-    steps, minutes = zip(*curves.pop(MINUTES), strict=True)
-    kept = {}
-    for name in ("val/nll", "val/nelbo"):
-        if name in curves:
-            thinned = curves[name][:: -(-len(curves[name]) // points)]
-            kept[name] = [[round(float(np.interp(at, steps, minutes)), 2), round(value, 3)] for at, value in thinned]
-    file.write_text(json.dumps(kept) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch import Tensor
 from lightning_genmodels.base import (
     AdversarialModel,
     AutoregressiveModel,
+    CompletionModel,
     ExplicitModel,
     GenerativeModel,
     LatentVariableModel,
@@ -31,7 +32,6 @@ from lightning_genmodels.errors import ImageError, OptionError, UnknownNameError
 from lightning_genmodels.evaluation.likelihood import figures_of, score
 from lightning_genmodels.evaluation.report import VALUES
 from lightning_genmodels.functional import bernoulli_log_prob
-from lightning_genmodels.models import VAE
 from lightning_genmodels.system import tracked
 from lightning_genmodels.weights.loading import load
 from lightning_genmodels.weights.names import model_class
@@ -42,7 +42,6 @@ SHAPE = (1, SIDE, SIDE)
 DIGITS = Path(__file__).parent / "digits.png"
 MOST_IMAGES, MOST_DRAWS, MOST_SEED = 64, 8, 2**31
 SLIDERS, PLANE = 8, 13
-CHAIN = 300  # steps with which a VAE completes
 
 IDEAS = {
     "bernoulli": "Every pixel is ink with a chance of its own, whatever the others are.",
@@ -124,15 +123,12 @@ class Studio:
         model, x, mask = self.model(name), _image(image), _image(observed, "observed").bool()
         if bool(mask.all()):
             raise ImageError("expected hidden pixels, got an image that is given in full; hide some with the brush")
-        if not isinstance(model, AutoregressiveModel | OrderMixture | VAE):
+        if not isinstance(model, CompletionModel):
             raise OptionError(f"{name} cannot complete images; take one that can: nade, pixelsnail, vae")
         x, generator = x.expand(draws, *SHAPE), _generator(seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they say, the note says
-            if isinstance(model, VAE):
-                completed = model.complete(x, mask, num_steps=CHAIN, generator=generator)
-            else:
-                completed = model.complete(x, mask, generator=generator)
+            completed = model.complete(x, mask, generator=generator)
         badge, note = _exactness(model, mask)
         return {"images": _texts(completed), "badge": badge, "note": note}
 
@@ -285,7 +281,6 @@ def _figure(record: Weights) -> str | None:
 def _described(record: Weights) -> dict[str, Any]:
     cls, key = model_class(record.model), _figure(record)
     figure = record.metrics["figures"][key] if key else None
-    is_ordered = issubclass(cls, AutoregressiveModel | OrderMixture)
     return {
         "name": record.name,
         "model": record.model,
@@ -294,8 +289,8 @@ def _described(record: Weights) -> dict[str, Any]:
         "parameters": record.metrics["num_parameters"],
         "nats": figure and round(figure["value"], 2),
         "estimator": figure and figure["estimator"],
-        "completes": is_ordered or issubclass(cls, VAE),
-        "draws": is_ordered,
+        "completes": issubclass(cls, CompletionModel),
+        "draws": issubclass(cls, AutoregressiveModel | OrderMixture),
         "codes": issubclass(cls, AdversarialModel | RepresentationModel),
     }
 
@@ -319,10 +314,9 @@ def _conditionals(model: AutoregressiveModel | OrderMixture, x: Tensor, index: i
     return model.conditional_logits(x, index) if isinstance(model, OrderMixture) else model.conditional_logits(x)
 
 
-def _exactness(model: AutoregressiveModel | OrderMixture | VAE, observed: Tensor) -> tuple[str, str]:
-    if isinstance(model, VAE):
-        note = f"approximate: {CHAIN} steps of a chain that is exact in the limit of many"
-        return "chain", note
+def _exactness(model: CompletionModel, observed: Tensor) -> tuple[str, str]:
+    if not isinstance(model, AutoregressiveModel | OrderMixture):
+        return "chain", "approximate: a few hundred steps of a chain that is exact in the limit of many"
     ignored = int(model.num_ignored(observed))
     if ignored:
         pixels = "1 given pixel comes" if ignored == 1 else f"{ignored} given pixels come"

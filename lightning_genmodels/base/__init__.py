@@ -16,13 +16,15 @@ LatentVariableModel  ``elbo`` and ``iw_bound``      ``_encode``, ``_decode``, ``
                                                     ``_log_weights``, ``_sample_latent``
 AdversarialModel     nothing                        ``discriminator_loss``, ``generator_loss``
 RepresentationModel  (an interface: it has codes)   ``encode``, ``decode``
+CompletionModel      (an interface: it completes)   ``complete``
 ==================== ============================== ======================================
 """
 
 from __future__ import annotations
 
 from lightning_genmodels.base.adversarial import AdversarialModel, AdversarialOptions
-from lightning_genmodels.base.autoregressive import AutoregressiveModel, OrderMixture, checked_observed
+from lightning_genmodels.base.autoregressive import AutoregressiveModel, OrderMixture
+from lightning_genmodels.base.completion import CompletionModel
 from lightning_genmodels.base.explicit import ExplicitModel, TabularModel
 from lightning_genmodels.base.generative import (
     EventShape,
@@ -37,6 +39,7 @@ __all__ = [
     "AdversarialModel",
     "AdversarialOptions",
     "AutoregressiveModel",
+    "CompletionModel",
     "EventShape",
     "ExplicitModel",
     "GenerativeModel",
@@ -46,7 +49,6 @@ __all__ = [
     "RepresentationModel",
     "TabularModel",
     "TrainingOptions",
-    "checked_observed",
     "fill_raster",
     "from_raster",
     "to_raster",

@@ -13,15 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
+from lightning_genmodels.base.completion import CompletionModel
 from lightning_genmodels.base.explicit import ExplicitModel
 from lightning_genmodels.base.generative import GenerativeModel, TrainingOptions
-from lightning_genmodels.errors import ImageError, OptionError
-from lightning_genmodels.functional import as_numbers, bernoulli_log_prob, check_images, log_mean_exp
+from lightning_genmodels.errors import OptionError
+from lightning_genmodels.functional import as_numbers, bernoulli_log_prob, check_mask, check_observed, log_mean_exp
 from lightning_genmodels.orders import pixel_order
 from lightning_genmodels.random import check_generator, uniform
 
 
-class AutoregressiveModel(ExplicitModel, ABC):
+class AutoregressiveModel(ExplicitModel, CompletionModel, ABC):
     """p(x) = prod_i p(x_i | x_<i) in one order of the pixels: the chain rule, exact whatever the conditionals are.
 
     It implements ``conditional_logits`` and ``_fill``.
@@ -100,11 +101,11 @@ class AutoregressiveModel(ExplicitModel, ABC):
             OptionError: ``generator`` is of another type.
         """
         check_generator(generator)
-        x, observed = checked_observed(self, x, observed)
+        x, observed = check_observed(x, observed, self.event_shape, next(self.parameters()))
         if not len(x):
             return x.float()
         uniforms = uniform((len(x), math.prod(self.event_shape)), generator, x)
-        _warn_of_ignored(self.num_ignored(observed), "the order of the model")
+        _warn_of_ignored(self._ignored(observed), "the order of the model")
         return self._fill(x, observed, uniforms).float()
 
     @final
@@ -125,10 +126,13 @@ class AutoregressiveModel(ExplicitModel, ABC):
             >>> NADE((1, 2, 2)).num_ignored(torch.tensor([[False, False], [True, True]]))
             tensor([2])
         """
-        return _ignored(_batch_of_masks(self, observed), self.pixel_order[None])[:, 0]
+        return self._ignored(_batch_of_masks(self, observed))
+
+    def _ignored(self, observed: Tensor) -> Tensor:  # (B,)
+        return _ignored(observed, self.pixel_order[None])[:, 0]
 
 
-class OrderMixture(ExplicitModel, ABC):
+class OrderMixture(ExplicitModel, CompletionModel, ABC):
     """p(x) = 1/M sum_m p(x; order m): one network that knows several orders of the pixels, and their average.
 
     What is averaged is the joint probability of the whole image (Uria, Murray and Larochelle 2014, eq. 14), never the
@@ -229,12 +233,12 @@ class OrderMixture(ExplicitModel, ABC):
             OptionError: ``generator`` is of another type.
         """
         check_generator(generator)
-        x, observed = checked_observed(self, x, observed)
+        x, observed = check_observed(x, observed, self.event_shape, next(self.parameters()))
         if not len(x):
             return x.float()
         uniforms = uniform((len(x), math.prod(self.event_shape)), generator, x)
-        _warn_of_ignored(self.num_ignored(observed), "every order of the model")
-        which = _ignored(observed, self.pixel_orders, self.joint_pixels).argmin(dim=1)
+        ignored, which = self._fewest_ignored(observed)
+        _warn_of_ignored(ignored, "every order of the model")
         return self._fill(x, observed, uniforms, which).float()
 
     @final
@@ -242,8 +246,12 @@ class OrderMixture(ExplicitModel, ABC):
         """Number of observed pixels that come after missing ones in the order that suits them best, the one that
         :meth:`complete` takes; see :meth:`AutoregressiveModel.num_ignored`.
         """
-        ignored = _ignored(_batch_of_masks(self, observed), self.pixel_orders, self.joint_pixels).amin(dim=1)  # (B,)
-        return torch.zeros_like(ignored) if self.any_order else ignored
+        return self._fewest_ignored(_batch_of_masks(self, observed))[0]
+
+    def _fewest_ignored(self, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """How many observed pixels the best order ignores, and which order that is, (B,) each."""
+        ignored, which = _ignored(observed, self.pixel_orders, self.joint_pixels).min(dim=1)
+        return torch.zeros_like(ignored) if self.any_order else ignored, which
 
 
 def _nothing_observed(
@@ -255,33 +263,10 @@ def _nothing_observed(
     return x, torch.zeros_like(x, dtype=torch.bool), uniforms
 
 
-def _checked_mask(observed: Any, shape: Sequence[int]) -> Tensor:
-    """A mask in the shape (B, 1, H, W), bool."""
-    observed = as_numbers(observed, "a mask of observed pixels")
-    if observed.dtype != torch.bool and not bool(((observed == 0) | (observed == 1)).all()):
-        raise ImageError("expected a mask of zeros and ones, or booleans, got other values; compare it with 0.5 first")
-    try:
-        mask: Tensor = observed.bool().expand(*shape)
-    except RuntimeError as error:
-        given = tuple(observed.shape)
-        raise ImageError(f"a mask of shape {given} does not fit images of shape {tuple(shape)}") from error
-    return mask
-
-
 def _batch_of_masks(model: GenerativeModel, observed: Any) -> Tensor:
     observed = as_numbers(observed, "a mask of observed pixels")
     count = len(observed) if observed.ndim == 4 else 1
-    return _checked_mask(observed, (count, *model.event_shape)).to(next(model.parameters()).device)
-
-
-def checked_observed(model: GenerativeModel, x: Any, observed: Any) -> tuple[Tensor, Tensor]:
-    """Images with zeros where nothing is observed, and the mask in their shape, both on the model's device."""
-    x = check_images(x, model.event_shape, values=False)
-    observed = _checked_mask(observed, x.shape).to(x.device)
-    x = torch.where(observed, x, torch.zeros_like(x))
-    check_images(x, model.event_shape)
-    x = x.to(next(model.parameters()))
-    return x, observed.to(x.device)
+    return check_mask(observed, (count, *model.event_shape)).to(next(model.parameters()).device)
 
 
 def _ignored(observed: Tensor, orders: Tensor, joint_pixels: int = 1) -> Tensor:  # (B, M)

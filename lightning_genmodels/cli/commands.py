@@ -19,11 +19,10 @@ from jsonargparse import ArgumentParser
 from lightning_genmodels import __version__
 from lightning_genmodels.base import (
     AdversarialModel,
-    AutoregressiveModel,
+    CompletionModel,
     ExplicitModel,
     GenerativeModel,
     LatentVariableModel,
-    OrderMixture,
     RepresentationModel,
 )
 from lightning_genmodels.cli import SUMMARIES, TRAINER_COMMANDS, listing, recipes
@@ -34,12 +33,11 @@ from lightning_genmodels.evaluation.likelihood import figures_of, score
 from lightning_genmodels.evaluation.run import Protocol
 from lightning_genmodels.evaluation.run import evaluate as measure
 from lightning_genmodels.functional import lines
-from lightning_genmodels.models import VAE
 from lightning_genmodels.system import check_folder, check_output, shown, write_atomically
 from lightning_genmodels.testing import audit as findings
 from lightning_genmodels.testing import untrained
 from lightning_genmodels.training.curves import draw_curves, read_curves
-from lightning_genmodels.training.launch import leave_out_advice
+from lightning_genmodels.training.launch import hide_advice
 from lightning_genmodels.weights import verify as checks
 from lightning_genmodels.weights.loading import export as save_weights
 from lightning_genmodels.weights.loading import load
@@ -164,8 +162,8 @@ def complete(
     within(0, _SEEDS, seed=seed)
     out = check_output(out or Path(f"{Path(name).name}_completed.png"), _IMAGES, images, Path(observed))
     model = _on(device, load(name))
-    if not isinstance(model, AutoregressiveModel | OrderMixture | VAE):
-        raise OptionError(f"a {type(model).__name__} has no pixel order to complete images in; take one that has: nade")
+    if not isinstance(model, CompletionModel):
+        raise OptionError(f"a {type(model).__name__} cannot complete images; take one that can: nade, pixelsnail, vae")
     x = read_images(images, model.event_shape)
     mask = read_mask(observed, model.event_shape)
     with shown(progress):
@@ -208,7 +206,7 @@ def evaluate(name: str, data: BinarizedMNISTDataModule, protocol: Protocol, out:
     """
     if out is not None:
         check_folder(out)
-    leave_out_advice()
+    hide_advice()
     with shown():
         report = measure(load(name), data, protocol)
     if report is not None:

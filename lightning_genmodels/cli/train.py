@@ -76,7 +76,7 @@ class TrainingCLI(LightningCLI):
     """Lightning's command line with this package's data module, checkpoints, sample grids and averaged weights."""
 
     def __init__(self, args: Sequence[str]) -> None:
-        launch.leave_out_advice()
+        launch.hide_advice()
         list(importable_models())  # so that their class names alone are known to the parser
         self._held = ExitStack()
         try:

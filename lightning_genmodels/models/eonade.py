@@ -21,7 +21,7 @@ from lightning_genmodels.errors import OptionError, at_least
 from lightning_genmodels.functional import at_least_float32, draw_pixel, mean_logits
 from lightning_genmodels.random import Noise, keyed_generators, uniform
 
-_ROWS = 1400  # hidden layers computed at once, an image and a pixel each: what fits the cache of a CPU
+_ROWS = 800  # hidden layers computed at once, an image and a pixel each: what fits the cache of a CPU
 
 
 class EoNADE(OrderMixture):

@@ -14,16 +14,22 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from typing_extensions import Unpack
 
-from lightning_genmodels.base import LatentVariableModel, TrainingOptions, checked_observed
+from lightning_genmodels.base import CompletionModel, LatentVariableModel, TrainingOptions
 from lightning_genmodels.errors import OptionError, at_least
-from lightning_genmodels.functional import at_least_float32, bernoulli_log_prob, mean_logits, standard_normal_log_prob
+from lightning_genmodels.functional import (
+    at_least_float32,
+    bernoulli_log_prob,
+    check_observed,
+    mean_logits,
+    standard_normal_log_prob,
+)
 from lightning_genmodels.nn.coders import Network, coders, output_bias
 from lightning_genmodels.random import Noise, check_generator, sample_bernoulli, standard_normal, uniform
 from lightning_genmodels.system import tracked
 from lightning_genmodels.training.optimizers import ends
 
 
-class VAE(LatentVariableModel):
+class VAE(LatentVariableModel, CompletionModel):
     """p(x, z) = N(z; 0, I) prod_i Bernoulli(x_i; f_i(z)), with q(z|x) = N(z; mu(x), diag(sigma(x)^2)).
 
     Args:
@@ -173,7 +179,7 @@ class VAE(LatentVariableModel):
         """
         at_least(1, num_steps=num_steps)
         check_generator(generator)
-        x, observed = checked_observed(self, x, observed)
+        x, observed = check_observed(x, observed, self.event_shape, next(self.parameters()))
         z = self._sample_latent(len(x), generator)
         for step in tracked(range(num_steps), num_steps, "completing", "step"):
             proposal, log_q = self._infer(x, self._noise(1, len(x), generator)[0])

@@ -22,9 +22,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import Metric
 
 from lightning_genmodels.base import (
-    AutoregressiveModel,
+    CompletionModel,
     GenerativeModel,
-    OrderMixture,
     RepresentationModel,
     TabularModel,
 )
@@ -293,7 +292,7 @@ class SampleGrid(Callback):
                 "reconstructions",
                 grid(torch.cat([x, model.decode(model.encode(x)).float().sigmoid()]), columns=_SHOWN),
             )
-        if isinstance(model, AutoregressiveModel | OrderMixture):
+        if isinstance(model, CompletionModel):
             observed = torch.zeros(model.event_shape[1:], dtype=torch.bool, device=x.device)
             observed[: len(observed) // 2] = True
             with warnings.catch_warnings(category=UserWarning, action="ignore"):  # that an order knows the half in part

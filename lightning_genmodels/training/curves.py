@@ -1,8 +1,9 @@
-"""Learning curves of runs, from the CSV files that every run writes."""
+"""Learning curves: from the CSV files that every run writes, or from the file that a weight keeps of its run."""
 
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from lightning_genmodels.errors import FileError, OptionError
+from lightning_genmodels.system import atomic_file
 
 MINUTES = "train/cpu_minutes"
+CURVES = "curves.json"
 
 Curve = list[tuple[int, float]]
 """Optimizer steps and values."""
@@ -21,11 +24,13 @@ def read_curves(run: Path) -> dict[str, Curve]:
     """The losses and validation figures of a run, by name; those of a resumed run are joined.
 
     Args:
-        run: The run's folder, ``--trainer.default_root_dir`` of its training.
+        run: The run's folder, ``--trainer.default_root_dir`` of its training; or a file of :func:`write_curves`.
 
     Raises:
         FileError: It holds no logs of a run.
     """
+    if run.name == CURVES:
+        return {name: [(step, value) for step, value in curve] for name, curve in json.loads(run.read_bytes()).items()}
     files = sorted(
         run.glob("logs/version_*/metrics.csv"), key=lambda file: int(file.parent.name.removeprefix("version_"))
     )
@@ -40,6 +45,26 @@ def read_curves(run: Path) -> dict[str, Curve]:
     if not curves:
         raise FileError(f"{run} holds no logs of a run (logs/version_*/metrics.csv); name the folder of a training run")
     return {name: sorted(curve.items()) for name, curve in curves.items()}
+
+
+def write_curves(run: Path, folder: Path, points: int = 200) -> None:
+    """Keeps the validation figures of a run, and its CPU time, in a file of their own, ``curves.json``.
+
+    Args:
+        run: The run's folder.
+        folder: Where to write the file.
+        points: Of a figure, at most as many are kept, evenly.
+
+    Raises:
+        FileError: The run's folder holds no logs of a run.
+    """
+    curves = {name: curve for name, curve in read_curves(run).items() if name == MINUTES or name.startswith("val/")}
+    kept = {
+        name: [(step, round(value, 3)) for step, value in curve[:: math.ceil(len(curve) / points)]]
+        for name, curve in curves.items()
+    }
+    with atomic_file(folder / CURVES) as file:
+        file.write(json.dumps(kept).encode() + b"\n")
 
 
 def draw_curves(runs: Mapping[str, Mapping[str, Curve]], file: Path, over_minutes: bool = False) -> None:

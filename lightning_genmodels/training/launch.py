@@ -135,7 +135,7 @@ def _count(devices: Any) -> int | None:
     return int(text) if text.isdigit() else len([part for part in text.split(",") if part.strip()])
 
 
-def leave_out_advice() -> None:
+def hide_advice() -> None:
     """Hides Lightning's warnings that a user can do nothing about, and its tips about other products."""
     for advice in _ADVICE:
         warnings.filterwarnings("ignore", advice)

@@ -7,18 +7,17 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from lightning_genmodels.base import ExplicitModel, LatentVariableModel
+from lightning_genmodels.base import CompletionModel, ExplicitModel, LatentVariableModel, RepresentationModel
 from lightning_genmodels.evaluation.report import figures_table, quality_table
 from lightning_genmodels.weights.names import model_class
 from lightning_genmodels.weights.published import published
 from lightning_genmodels.weights.records import Weights
 
 _USES = {
-    ExplicitModel: "log_prob = model.log_prob(images)      # score: exact, (64,) nats per image",
-    LatentVariableModel: (
-        "bound = model.iw_bound(images, 100)    # score: a lower bound on log p(x), (64,) nats per image\n"
-        "codes = model.encode(images)           # represent: posterior means, (64, D)"
-    ),
+    ExplicitModel: "log_prob = model.log_prob(images)      # score: exact, (64,) nats",
+    LatentVariableModel: "bound = model.iw_bound(images, 100)    # score: a lower bound on log p(x), (64,) nats",
+    RepresentationModel: "codes = model.encode(images)           # represent: (64, D)",
+    CompletionModel: "drawn = model.complete(images, known)  # known: True where a pixel is given",
 }
 
 
@@ -38,10 +37,10 @@ def model_card(weights: Weights, repo: str) -> str:
         _plain(inspect.getdoc(cls) or ""),
         f"![Samples](samples.png)\n\n*64 samples of this weight, {protocol['image_size']}x{protocol['image_size']}.*",
         "## Usage",
-        _usage(cls, weights, repo),
+        usage(cls, f'gm.load("{repo}", revision="{weights.revision}")'),
         "## Figures",
-        _figures(weights),
-        *_samples(weights),
+        figures(weights),
+        *(["## Samples", sample_quality(weights)] if "quality" in weights.metrics else []),
         "## Data and training",
         f"Binarization: **{protocol['binarization']}** {protocol['source']} ({protocol['split']} figures over "
         f"{protocol['num_images']:,} images, each counted once). {weights.metrics['num_parameters']:,} parameters. "
@@ -79,21 +78,27 @@ def _metadata(weights: Weights) -> ModelCardData:
     )
 
 
-def _usage(cls: type, weights: Weights, repo: str) -> str:
-    uses = [text for kind, text in _USES.items() if issubclass(cls, kind)]
+def usage(cls: type, model: str) -> str:
+    """What a class of models can do, as Markdown: lines of Python.
+
+    Args:
+        cls: The class.
+        model: An expression for the model, as ``gm.load("vae")``.
+    """
     lines = [
         "```python",
         "import lightning_genmodels as gm",
         "",
-        f'model = gm.load("{repo}", revision="{weights.revision}")',
-        "images = model.sample(64)               # generate: (64, 1, H, W), zeros and ones",
-        *uses,
+        f"model = {model}",
+        "images = model.sample(64)              # generate: (64, 1, H, W), zeros and ones",
+        *(text for kind, text in _USES.items() if issubclass(cls, kind)),
         "```",
     ]
     return "\n".join(lines)
 
 
-def _figures(weights: Weights) -> str:
+def figures(weights: Weights) -> str:
+    """The figures of a weight beside the published one, as Markdown."""
     if not weights.metrics["figures"]:
         return "An implicit model: it has no likelihood."
     head = "Negative log-likelihoods in nats per image, or upper bounds on them; lower is better."
@@ -110,17 +115,14 @@ def _check(weights: Weights) -> str:
     return f"evaluate {weights.name} --samples 10000 --data.root /path/to/data"
 
 
-def _samples(weights: Weights) -> list[str]:
-    """The section on the quality of samples, where they were judged."""
-    found: dict[str, Any] | None = weights.metrics.get("quality")
-    if found is None:
-        return []
-    return [
-        "## Samples",
+def sample_quality(weights: Weights) -> str:
+    """The quality of a weight's samples, which was judged, as Markdown."""
+    found: dict[str, Any] = weights.metrics["quality"]
+    return (
         f"{found['num_samples']:,} samples beside {found['num_real']:,} {found['split']} images, in the features and "
-        f"classes that `{found['extractor']}` sees; between what real images and what independent pixels get.",
-        quality_table({weights.name: found}),
-    ]
+        f"classes that `{found['extractor']}` sees; between what real images and what independent pixels get.\n\n"
+        + quality_table({weights.name: found})
+    )
 
 
 def _plain(docstring: str) -> str:
