@@ -120,8 +120,8 @@ def test_the_floor_is_below_the_ceiling(classifier_file: Path, data: BinarizedMN
 
 
 def test_a_figure_has_no_more_digits_than_its_deviation_carries() -> None:
-    said = [with_deviation(35.4712, spread) for spread in (None, 0.0, 0.0347, 0.61, 1.9, 12.0)]
-    assert said == ["35.5", "35.5", "35.47 ± 0.03", "35.5 ± 0.6", "35 ± 2", "35 ± 12"]
+    said = [with_deviation(35.4712, spread) for spread in (None, 0.0, 6e-6, 0.0347, 0.61, 1.9, 12.0)]
+    assert said == ["35.5", "35.5", "35.5", "35.47 ± 0.03", "35.5 ± 0.6", "35 ± 2", "35 ± 12"]
 
 
 def test_the_quality_of_samples_is_a_mean_over_seeds_with_its_deviation(

@@ -139,9 +139,9 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def with_deviation(value: float, spread: float | None) -> str:
     """A figure and its standard deviation, with no more digits than they carry: ``35.5 ± 0.6``; of one set of samples,
-    whose deviation is not known, the figure alone.
+    whose deviation is not known, or where it is one of rounding, the figure alone.
     """
-    if spread is None or spread <= 0.0:
+    if spread is None or spread <= 1e-6 * abs(value):
         return f"{value:.3g}"
     decimals = max(0, -math.floor(math.log10(spread)))
     return f"{value:.{decimals}f} ± {spread:.{decimals}f}"
