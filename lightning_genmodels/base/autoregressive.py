@@ -87,18 +87,7 @@ class AutoregressiveModel(ExplicitModel, CompletionModel, ABC):
         where the observed pixels come first in the order; elsewhere it is an approximation that ignores what is
         observed later, and a warning says so.
 
-        Args:
-            x: (B, 1, H, W) images in {0, 1}; pixels that are not observed may have any value.
-            observed: Zeros and ones, or booleans, shaped as ``x`` or (H, W) or whatever broadcasts to it: which pixels
-                are given.
-            generator: Source of randomness; default: PyTorch's global generator.
-
-        Returns:
-            (B, 1, H, W) float32 in {0, 1}, on the model's device.
-
-        Raises:
-            ImageError: ``x`` is no batch of binary images, or ``observed`` does not fit it.
-            OptionError: ``generator`` is of another type.
+        Arguments, result and errors are those of :meth:`CompletionModel.complete`.
         """
         check_generator(generator)
         x, observed = check_observed(x, observed, self.event_shape, next(self.parameters()))
@@ -219,18 +208,7 @@ class OrderMixture(ExplicitModel, CompletionModel, ABC):
         the draw is exact for the density of *that order*, not for the mixture, whose orders would have to be weighted
         by how likely they make what is observed. Otherwise it ignores what is observed later, and a warning says so.
 
-        Args:
-            x: (B, 1, H, W) images in {0, 1}; pixels that are not observed may have any value.
-            observed: Zeros and ones, or booleans, shaped as ``x`` or (H, W) or whatever broadcasts to it: which pixels
-                are given.
-            generator: Source of randomness; default: PyTorch's global generator.
-
-        Returns:
-            (B, 1, H, W) float32 in {0, 1}, on the model's device.
-
-        Raises:
-            ImageError: ``x`` is no batch of binary images, or ``observed`` does not fit it.
-            OptionError: ``generator`` is of another type.
+        Arguments, result and errors are those of :meth:`CompletionModel.complete`.
         """
         check_generator(generator)
         x, observed = check_observed(x, observed, self.event_shape, next(self.parameters()))

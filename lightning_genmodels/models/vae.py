@@ -164,18 +164,13 @@ class VAE(LatentVariableModel, CompletionModel):
         is no exact step but finds likely images sooner.
 
         Args:
-            x: (B, 1, H, W) images in {0, 1}; pixels that are not observed may have any value.
-            observed: Zeros and ones, or booleans, shaped as ``x`` or (H, W) or whatever broadcasts to it: which pixels
-                are given.
+            x: As for :meth:`CompletionModel.complete`, as are ``observed``, ``generator``, the result and its errors.
+            observed: Which pixels are given.
             num_steps: Steps of the Markov chain of each image.
-            generator: Source of randomness; default: PyTorch's global generator.
-
-        Returns:
-            (B, 1, H, W) float32 in {0, 1}, on the model's device.
+            generator: Source of randomness.
 
         Raises:
-            ImageError: ``x`` is no batch of binary images, or ``observed`` does not fit it.
-            OptionError: ``num_steps`` is not a positive integer, or ``generator`` is of another type.
+            OptionError: ``num_steps`` is not a positive integer.
         """
         at_least(1, num_steps=num_steps)
         check_generator(generator)
