@@ -166,8 +166,8 @@ class Server(ThreadingHTTPServer):
         self.description = as_json(self.studio.describe())
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Prints what went wrong, unless a page was closed while it was answered."""
-        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+        """Prints what went wrong, unless a page, or the server, was closed while it was answered."""
+        if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
     def server_close(self) -> None:

@@ -339,12 +339,11 @@ def app(host: str = "127.0.0.1", port: int = 7860, browser: bool = True) -> None
     from lightning_genmodels.app.server import Server
 
     within(0, 2**16, port=port)
-    with Server(host, port) as server:
+    with contextlib.suppress(KeyboardInterrupt), Server(host, port) as server:
         print(f"the app runs at {server.url}; Ctrl-C ends it", flush=True)
         if browser:
             webbrowser.open(server.url)
-        with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
+        server.serve_forever()
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
