@@ -37,7 +37,7 @@ STATIC: dict[str, Published] = {
         85.10,
         "exact mixture of 128 orders",
         "Uria, Murray and Larochelle 2014",
-        "16 orders, layer normalization, centred inputs",
+        "32 orders, layer normalization, centred inputs",
     ),
     "fvbn": Published(97.45, "exact", "Larochelle and Murray 2011"),
     "gated_pixelcnn": Published(
