@@ -59,7 +59,7 @@ def wait(server: Server, answer: tuple[int, Any]) -> tuple[int, Any]:
     return answer
 
 
-@pytest.mark.parametrize("name", ["nade.static_v1", "eonade.static_v1", "made.static_v1", "vae.static_v1"])
+@pytest.mark.parametrize("name", ["nade.static_v1", "eonade.static_v2", "made.static_v1", "vae.static_v1"])
 def test_a_completion_keeps_what_is_given_and_draws_the_rest(server: Server, digit: str, name: str) -> None:
     status, found = use(server, "complete", name=name, image=digit, observed=TOP, draws=3, seed=5)
     assert status == 200
@@ -74,7 +74,7 @@ def test_a_completion_keeps_what_is_given_and_draws_the_rest(server: Server, dig
         ("nade.static_v1", TOP, "exact", "exact for this mask"),
         ("nade.static_v1", BOTTOM, "ignores", "392 given pixels come too late"),
         ("pixelsnail.static_v4", BOTTOM, "one_order", "one of the 8 orders that it averages"),
-        ("eonade.static_v1", BOTTOM, "one_order", "exact for an order of its own"),
+        ("eonade.static_v2", BOTTOM, "one_order", "exact for an order of its own"),
         ("vae.static_v1", TOP, "chain", "exact in the limit"),
     ],
 )
