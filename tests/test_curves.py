@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from lightning_genmodels.cli import main
+from lightning_genmodels.errors import FileError
 from lightning_genmodels.training.curves import CURVES, read_curves, write_curves
 
 
@@ -59,13 +60,29 @@ def test_a_weight_keeps_the_validation_curves_of_its_run(run_folder: Path) -> No
     assert Path("curves.png").is_file()
 
 
-@pytest.mark.parametrize(("name", "picture"), [("ladder_vae", "reconstructions"), ("made", "completions"), ("gan", "")])
-def test_pictures_of_what_a_model_can_do(name: str, picture: str, run_folder: Path) -> None:
+@pytest.mark.parametrize("content", [None, b"{", b"[1]", b'{"val/nll": [[1]]}', b'{"val/nll": [[1, "x"]]}'])
+def test_a_file_that_holds_no_curves_is_refused(content: bytes | None, run_folder: Path) -> None:
+    if content is not None:
+        Path(CURVES).write_bytes(content)
+    with pytest.raises(FileError, match="cannot read learning curves from"):
+        read_curves(Path(CURVES))
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures"),
+    [
+        ("vae", {"reconstructions", "completions"}),
+        ("ladder_vae", {"reconstructions"}),
+        ("made", {"completions"}),
+        ("gan", set()),
+    ],
+)
+def test_pictures_of_what_a_model_can_do(name: str, pictures: set[str], run_folder: Path) -> None:
     quick = ["--data.source=digits", "--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--samples.num_samples=4"]
     main(["fit", f"--model={name}", *quick, "--trainer.limit_train_batches=2", "--trainer.default_root_dir=run"])
     drawn = {folder.name for folder in Path("run").iterdir() if list(folder.glob("epoch_0001.png"))}
-    assert drawn == {"samples", picture} - {""}
-    if picture:
+    assert drawn == {"samples", *pictures}
+    for picture in pictures:
         with Image.open(Path("run", picture, "epoch_0001.png")) as image:
             assert image.size == (2 * (16 * 30 + 2), 2 * (2 * 30 + 2))
 

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lightning_genmodels.base import GenerativeModel
 from lightning_genmodels.errors import FileError, UnknownNameError, WeightsError
 from lightning_genmodels.models import VAE, Bernoulli
 from lightning_genmodels.weights import files
+from lightning_genmodels.weights.card import usage
 from lightning_genmodels.weights.loading import load_model
 from lightning_genmodels.weights.records import registry
 
@@ -276,3 +278,17 @@ def test_mutated_folders_are_refused(folder: Path) -> None:
             assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert refused >= 0.99 * MUTATIONS
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("made", ["Bernoulli((1, 4, 4))", "NADE((1, 4, 4), 5)", "VAE((1, 4, 4), (5,), 2)", "GAN()"])
+def test_the_lines_on_a_card_run(made: str) -> None:
+    code = usage(getattr(gm, made.partition("(")[0]), f"gm.{made}")
+    found: dict[str, Any] = {}
+    with warnings.catch_warnings(action="error"):
+        exec(code.removeprefix("```python\n").removesuffix("```"), found)
+    images = found["images"]
+    assert ("completed" in found) == isinstance(found["model"], gm.CompletionModel)
+    if "completed" in found:
+        assert torch.equal(found["completed"][:, :, :2], images[:, :, :2])
+    for name in {"log_prob", "bound", "codes", "completed"} & set(found):
+        assert len(found[name]) == len(images) == 64

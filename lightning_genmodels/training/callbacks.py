@@ -281,7 +281,7 @@ class SampleGrid(Callback):
     def _pictures(
         self, model: GenerativeModel, data: BinarizedMNISTDataModule | None
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """Samples; of a few validation images, in the rows above, their reconstructions or their lower halves drawn."""
+        """Samples; below a few validation images, their reconstructions, and completions of their upper halves."""
         generator = torch.Generator().manual_seed(self.seed)
         yield "samples", grid(model.sample(self.num_samples, generator=generator))
         if data is None or data.event_shape != model.event_shape:

@@ -27,10 +27,14 @@ def read_curves(run: Path) -> dict[str, Curve]:
         run: The run's folder, ``--trainer.default_root_dir`` of its training; or a file of :func:`write_curves`.
 
     Raises:
-        FileError: It holds no logs of a run.
+        FileError: It holds no logs of a run, or the file cannot be read.
     """
     if run.name == CURVES:
-        return {name: [(step, value) for step, value in curve] for name, curve in json.loads(run.read_bytes()).items()}
+        try:
+            kept = json.loads(run.read_bytes())
+            return {name: [(int(step), float(value)) for step, value in curve] for name, curve in kept.items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise FileError(f"cannot read learning curves from {run}: {error}; write them anew from a run") from error
     files = sorted(
         run.glob("logs/version_*/metrics.csv"), key=lambda file: int(file.parent.name.removeprefix("version_"))
     )

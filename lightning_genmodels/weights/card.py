@@ -17,7 +17,10 @@ _USES = {
     ExplicitModel: "log_prob = model.log_prob(images)      # score: exact, (64,) nats",
     LatentVariableModel: "bound = model.iw_bound(images, 100)    # score: a lower bound on log p(x), (64,) nats",
     RepresentationModel: "codes = model.encode(images)           # represent: (64, D)",
-    CompletionModel: "drawn = model.complete(images, known)  # known: True where a pixel is given",
+    CompletionModel: (
+        "upper = images.new_ones(images.shape[2:]).cumsum(0) <= images.shape[2] // 2\n"
+        "completed = model.complete(images, upper)  # the lower half anew, given the upper: (64, 1, H, W)"
+    ),
 }
 
 
