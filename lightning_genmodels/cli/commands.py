@@ -36,7 +36,7 @@ from lightning_genmodels.functional import lines
 from lightning_genmodels.system import check_folder, check_output, shown, write_atomically
 from lightning_genmodels.testing import audit as findings
 from lightning_genmodels.testing import untrained
-from lightning_genmodels.training.curves import draw_curves, read_curves
+from lightning_genmodels.training.curves import CURVES, draw_curves, read_curves
 from lightning_genmodels.training.launch import hide_advice
 from lightning_genmodels.weights import verify as checks
 from lightning_genmodels.weights.loading import export as save_weights
@@ -220,12 +220,15 @@ def curves(runs: list[Path], out: Path = Path("curves.png"), over_minutes: bool 
     """Draws learning curves: the training loss and the validation figures of one or several runs.
 
     Args:
-        runs: Folders of training runs.
+        runs: Folders of training runs, or the curves.json of weights.
         out: The .png file to write.
         over_minutes: Over minutes of CPU time, and not over optimizer steps.
     """
     out = check_output(out, [".png"])
-    draw_curves({str(run): read_curves(run) for run in runs}, out, over_minutes)
+    folders = [run.parent if run.name == CURVES else run for run in runs]
+    names = [folder.resolve().name for folder in folders]
+    labels = names if len({*names}) == len(names) else [str(folder) for folder in folders]
+    draw_curves({label: read_curves(run) for label, run in zip(labels, runs, strict=True)}, out, over_minutes)
     print(f"learning curves of {len(runs)} runs: {out}")
 
 
