@@ -224,14 +224,20 @@ def test_nothing_given_is_a_sample_and_all_given_is_refused(studio: Studio) -> N
 @pytest.mark.slow(reason="starts a process")
 def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lightning_genmodels.cli", "app", "--port=0", "--browser=false"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
-        assert process.stdout is not None
-        said = process.stdout.readline()
-        port = int(said.split("127.0.0.1:")[1].split(";")[0])
-        with socket.create_connection(("127.0.0.1", port), timeout=30):
-            pass
-        process.send_signal(signal.SIGINT)
-        complaints = process.communicate(timeout=60)[1]
+    # A shell's background jobs ignore SIGINT, and so would a process that this one starts from such a job.
+    options: dict[str, Any] = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "cwd": tmp_path}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes, **options) as process:
+        try:
+            assert process.stdout is not None
+            said = process.stdout.readline()
+            port = int(said.split("127.0.0.1:")[1].split(";")[0])
+            with socket.create_connection(("127.0.0.1", port), timeout=30):
+                pass
+            process.send_signal(signal.SIGINT)
+            complaints = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
     assert said.startswith("the app runs at http://127.0.0.1:")
     assert process.returncode == 0
     assert "Traceback" not in complaints
