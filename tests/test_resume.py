@@ -25,6 +25,7 @@ OPTIONS = [
     *("fit", "--model=dropout_vae", "--model.warmup_steps=5", "--ema=0.9"),
     *("--data.source=digits", "--data.binarization=dynamic", "--data.batch_size=100"),
     *("--trainer.max_epochs=4", "--trainer.accelerator=cpu", "--trainer.gradient_clip_val=1.0"),
+    "--trainer.check_val_every_n_epoch=3",
     *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
     *("--save_every_n_batches=5", "--samples.every_n_epochs=2", "--ckpt_path=auto"),
 ]
@@ -88,6 +89,8 @@ def test_killed_runs_end_bit_identical(
             assert_same(whole[key], resumed[key], key)
         assert whole["epoch"] == resumed["epoch"]
         assert whole["global_step"] == resumed["global_step"]
+        of_last_epoch = [run["callbacks"]["BestCheckpoint"]["current_score"] for run in (whole, resumed)]
+        assert of_last_epoch[0] == of_last_epoch[1]
     print(f"{KILLS} of {KILLS} killed runs ended bit-identical; {mid_epoch} had a checkpoint to go on from")
 
 

@@ -157,8 +157,6 @@ class TrainingCLI(LightningCLI):
         config["default_root_dir"] = str(root)
         if config["logger"] is None or config["logger"] is True:
             config["logger"] = self._loggers(root)
-        if (every := config["check_val_every_n_epoch"]) and (config["max_epochs"] or 0) > 0:
-            config["check_val_every_n_epoch"] = min(every, config["max_epochs"])  # or it ends without a best
         extra = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
         if self.subcommand == "fit":
             extra += [callbacks.CompileNetworks()] if self._get(self.config_init, "compile") else []
