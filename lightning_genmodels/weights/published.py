@@ -33,6 +33,12 @@ STATIC: dict[str, Published] = {
     "diagonal_bilstm": Published(
         80.75, "exact", "van den Oord et al. 2016, 1 layer", "24 features, a path from the end of a row to the next"
     ),
+    "diagonal_bilstm_by_place": Published(
+        80.75,
+        "exact",
+        "van den Oord et al. 2016, 1 layer",
+        "48 features, biases by place, a path from the end of a row to the next",
+    ),
     "eonade": Published(
         85.10,
         "exact mixture of 128 orders",
@@ -72,6 +78,12 @@ STATIC: dict[str, Published] = {
         81.30, "exact", "van den Oord et al. 2016", "16 features, a first filter of 27x27 and not 7x7, biases by place"
     ),
     "row_lstm": Published(80.54, "exact", "van den Oord et al. 2016, 12 layers", "2 layers of 16 features"),
+    "row_lstm_by_place": Published(
+        80.54,
+        "exact",
+        "van den Oord et al. 2016, 12 layers",
+        "2 layers of 32 features, a first filter of 27x27 and not 7x7, biases by place",
+    ),
     "vae": Published(88.71, "IW-5000", "Burda et al. 2016"),
     "vae_2layer": Published(88.08, "IW-5000", "Burda et al. 2016, two layers of latent variables"),
     "vae_conv": Published(88.71, "IW-5000", "Burda et al. 2016, with linear layers", "convolutional"),
