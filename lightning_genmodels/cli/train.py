@@ -159,6 +159,7 @@ class TrainingCLI(LightningCLI):
             config["logger"] = self._loggers(root)
         extra = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
         if self.subcommand == "fit":
+            extra.append(callbacks.LastEpochValidation())
             extra += [callbacks.CompileNetworks()] if self._get(self.config_init, "compile") else []
             decay = self._get(self.config_init, "ema")
             # The grid comes before the average is swapped back; the last checkpoint holds the state of all others.

@@ -168,11 +168,17 @@ def claim(root: Path, *, resumes: bool, overwrite: bool) -> None:
             path.unlink(missing_ok=True)
 
 
-class BestCheckpoint(ModelCheckpoint):
-    """Keeps ``checkpoints/best.ckpt`` in the Trainer's folder: the lowest figure so far of what the model monitors.
+class LastEpochValidation(Callback):
+    """Has the last epoch validated, however rare validations are: it often has the best figure."""
 
-    The last epoch is validated, too, however rare validations are: it often has the best figure.
-    """
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Asks in every batch: a run that is resumed within the epoch does not see its start."""
+        if trainer.check_val_every_n_epoch and trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps ``checkpoints/best.ckpt`` in the Trainer's folder: the lowest figure so far of what the model monitors."""
 
     state_key = "BestCheckpoint"  # which Lightning's would write anew for every hook
 
@@ -184,11 +190,6 @@ class BestCheckpoint(ModelCheckpoint):
         self.dirpath = str(best_path(trainer.default_root_dir).parent)  # it goes into checkpoints
         self.monitor = getattr(pl_module, "monitor", None)
         super().setup(trainer, pl_module, stage)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Asks for the validation of the last epoch, whose start a run that is resumed within it does not see."""
-        if trainer.check_val_every_n_epoch and trainer.current_epoch + 1 == trainer.max_epochs:
-            trainer.check_val_every_n_epoch = 1
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves; a model that counts takes no optimizer steps, which Lightning would read as nothing new."""
