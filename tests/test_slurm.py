@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,15 @@ class Job:
     def property(self, name: str) -> str:
         return re.findall(rf"\b{name}=(\S+)", self.command("scontrol", "show", "job", self.id))[0]
 
+    def tasks(self) -> int:
+        """Number of its tasks that could get a signal now; before there is one, Slurm drops a signal to the job."""
+        count = 0
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it ended meanwhile
+                ours = f"SLURM_JOB_ID={self.id}".encode() in (process / "environ").read_bytes().split(b"\0")
+                count += ours and b"bin/genmodels\0fit" in (process / "cmdline").read_bytes()
+        return count
+
     def wait(self, holds: Callable[[], bool], what: str, seconds: float = 180) -> None:
         deadline = time.monotonic() + seconds
         while not holds():
@@ -120,7 +130,7 @@ def test_preempted_runs_end_with_the_same_bits(
     for preemption in range(preemptions):
         began = time.time()
         job.wait(lambda n=preemption: job.property("Restarts") == str(n), "requeueing")
-        job.wait(lambda: f"{job.id}.0" in job.command("squeue", "--steps", "--noheader"), "starting")
+        job.wait(lambda: job.tasks() == 2, "starting")
         if preemption > 0 or preemptions == 1:  # else it is asked while it starts
             job.wait(lambda began=began: changed(last, began), "training")
             time.sleep(rng.uniform(0.0, 0.5))
