@@ -225,11 +225,11 @@ def test_two_visitors_at_once(visit: Visit) -> None:
             press(browser, "clear")
             stroke(browser, points)
             press(browser, "hide the bottom half")
-            choose(browser, "pixelcnn.static_v1", "nade.static_v1")
+            choose(browser, "pixelcnn.static_v2", "nade.static_v1")
         for browser in (one, two):
             find(browser, "#complete-go").click()
         for browser in (two, one):
-            for name in ("pixelcnn.static_v1", "nade.static_v1"):
+            for name in ("pixelcnn.static_v2", "nade.static_v1"):
                 assert_completed(browser, name)
 
 

@@ -75,7 +75,7 @@ STATIC: dict[str, Published] = {
     ),
     "nade": Published(88.33, "exact", "Larochelle and Murray 2011, as later papers report it"),
     "pixelcnn": Published(
-        81.30, "exact", "van den Oord et al. 2016", "16 features, a first filter of 27x27 and not 7x7, biases by place"
+        81.30, "exact", "van den Oord et al. 2016", "32 features, a first filter of 27x27 and not 7x7, biases by place"
     ),
     "row_lstm": Published(80.54, "exact", "van den Oord et al. 2016, 12 layers", "2 layers of 16 features"),
     "row_lstm_by_place": Published(
