@@ -179,8 +179,31 @@ def test_ladder_bound_is_free_of_free_bits_and_warm_up() -> None:
     assert torch.allclose(losses[2], -reconstruction.mean())
 
 
+def test_ladder_of_several_particles_is_trained_by_their_bound_after_the_warm_up() -> None:
+    x = all_images((1, 2, 2)).float()
+    model = LadderVAE(**LadderVAE.small, num_particles=3, free_bits=3.0).eval()
+    warming = LadderVAE(**LadderVAE.small, num_particles=3, kl_warmup_steps=9).eval()
+    warming.load_state_dict(model.state_dict())
+    losses = []
+    for each in (model, warming):
+        torch.manual_seed(0)
+        losses.append(each.training_loss(x))
+    torch.manual_seed(0)
+    assert torch.equal(losses[0], -model.iw_bound(x, 3).mean())
+    torch.manual_seed(0)
+    assert torch.allclose(losses[1], -model.elbo_terms(x)[0].mean())
+    assert (model.monitor, LadderVAE(**LadderVAE.small).monitor) == ("val/iw3", "val/nelbo")
+
+
 @pytest.mark.parametrize(
-    "arguments", [{"layers": (0, 0)}, {"layers": (1,), "channels": (4, 4)}, {"dropout": 1.0}, {"free_bits": -1.0}]
+    "arguments",
+    [
+        {"layers": (0, 0)},
+        {"layers": (1,), "channels": (4, 4)},
+        {"dropout": 1.0},
+        {"free_bits": -1.0},
+        {"num_particles": 0},
+    ],
 )
 def test_ladder_options_that_make_no_sense_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="expected"):

@@ -30,8 +30,6 @@ class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
     ``training_loss`` alone. Codes are posterior means, levels concatenated.
     """
 
-    monitor = "val/nelbo"
-
     particle_block: ClassVar[int] = 100
     """Particles drawn at once by :meth:`iw_bound`: it bounds memory, and fixes the order in which noise is drawn."""
 
@@ -100,6 +98,11 @@ class LatentVariableModel(GenerativeModel, RepresentationModel, ABC):
     def val_particles(self) -> int:
         """Particles of the bound that validation logs as ``iw<k>``, if more than one; default: those of training."""
         return self.num_particles
+
+    @property
+    def monitor(self) -> str:  # type: ignore[override]
+        """The bound on validation images by which a checkpoint is chosen."""
+        return "val/nelbo" if self.val_particles == 1 else f"val/iw{self.val_particles}"
 
     # Using a model.
 

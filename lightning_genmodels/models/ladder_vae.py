@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightning_genmodels.base import LatentVariableModel, TrainingOptions
-from lightning_genmodels.errors import OptionError
+from lightning_genmodels.errors import OptionError, at_least
 from lightning_genmodels.functional import at_least_float32, bernoulli_log_prob, mean_logits, standard_normal_log_prob
 from lightning_genmodels.random import Noise, check_generator, standard_normal
 
@@ -47,6 +47,8 @@ class LadderVAE(LatentVariableModel):
             (Sønderby et al. 2016, section 2.3).
         free_bits: Nats per layer below which a divergence, averaged over the batch, costs nothing more in the training
             loss (Kingma et al. 2016, "Improved variational inference with inverse autoregressive flow", eq. 15).
+        num_particles: K of the training objective; 1 for the ELBO. With more it is the importance-weighted bound, as in
+            Sønderby et al. (2016, section 3), once the warm-up is over; free bits then count in the warm-up alone.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
     Raises:
@@ -70,6 +72,7 @@ class LadderVAE(LatentVariableModel):
         dropout: float = 0.1,
         kl_warmup_steps: int = 0,
         free_bits: float = 0.0,
+        num_particles: int = 1,
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(event_shape, **options)
@@ -85,6 +88,8 @@ class LadderVAE(LatentVariableModel):
             raise OptionError(
                 f"expected dropout in [0, 1) and free_bits of at least 0, got dropout={dropout}, free_bits={free_bits}"
             )
+        at_least(1, num_particles=num_particles)
+        self._num_particles = num_particles
         self.kl_warmup_steps = kl_warmup_steps
         self.free_bits = free_bits
         _, height, width = self.event_shape
@@ -109,6 +114,11 @@ class LadderVAE(LatentVariableModel):
     def _initialize(self, images: Tensor) -> None:
         """Starts the output at the mean image."""
         self.output_bias.copy_(mean_logits(images).view(self.event_shape))
+
+    @property
+    def num_particles(self) -> int:
+        """K of the training objective."""
+        return self._num_particles
 
     @property
     def num_latents(self) -> int:
@@ -176,7 +186,9 @@ class LadderVAE(LatentVariableModel):
         return bernoulli_log_prob(logits, x), torch.stack(kls)
 
     def training_loss(self, x: Tensor) -> Tensor:
-        """The negative ELBO, with free bits and a warm-up of the divergence."""
+        """The negative ELBO, with free bits and a warm-up of the divergence, or the bound of several particles."""
+        if self.num_particles > 1 and self.global_step >= self.kl_warmup_steps:
+            return super().training_loss(x)
         reconstruction, kl = self._terms_by_layer(x, None)
         divergence = kl.mean(dim=1).clamp(min=self.free_bits).sum()
         weight = 1.0 if self.global_step >= self.kl_warmup_steps else self.global_step / self.kl_warmup_steps

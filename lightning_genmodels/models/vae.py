@@ -99,11 +99,6 @@ class VAE(LatentVariableModel, CompletionModel):
         return self._val_particles or self.num_particles
 
     @property
-    def monitor(self) -> str:  # type: ignore[override]
-        """The bound on validation images by which a checkpoint is chosen."""
-        return "val/nelbo" if self.val_particles == 1 else f"val/iw{self.val_particles}"
-
-    @property
     def num_latents(self) -> int:
         """D, numbers in z."""
         return self.latent_dim
