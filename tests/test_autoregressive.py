@@ -70,6 +70,7 @@ MIXTURES: dict[str, Built] = {
     "eonade, one layer": (EoNADE, {"hidden_sizes": (5,), "num_orders": 2}),
     "made, mixture": (MADE, {"hidden_sizes": (9,), "num_orders": 3}),
     "made, in turn": (MADE, {"hidden_sizes": (9,), "num_orders": 3, "order": ["raster", "raster_transpose"]}),
+    "made, connected once": (MADE, {"hidden_sizes": (9, 8), "num_orders": 3, "connectivity_agnostic": False}),
     "made, deep": (MADE, {"hidden_sizes": (9, 7, 8), "num_orders": 2, "order": "raster"}),
 }
 
@@ -95,6 +96,12 @@ def test_every_order_is_kept(name: str, order: str | None) -> None:
     check_model(model, theorems)
     for conditional_logits, _ in factorizations(model):  # and not because nothing is seen at all
         assert conditional_logits(all_images(SHAPE).double()).std(dim=0).max() > 1e-3
+
+
+def test_hidden_units_of_made_keep_their_degrees_unless_connections_are_drawn_for_each_mask() -> None:
+    once, anew = build("made, connected once"), build("made, mixture")
+    assert len(once.degrees.unique(dim=0)) == 1
+    assert len(anew.degrees.unique(dim=0)) == len(once.pixel_orders.unique(dim=0)) == 3
 
 
 @pytest.mark.parametrize("name", ["fvbn", "made", "made, mixture", "nade", "eonade"])

@@ -30,9 +30,9 @@ class MADE(OrderMixture):
     """An autoencoder whose masks leave output i the inputs before i alone: one pass computes all conditionals.
 
     With one order it is an autoregressive model. With several it is trained on one of them in every step, drawn at
-    random, each with connections of its own (the paper's order- and connectivity-agnostic training), and is the
-    mixture of all of them: the very masks it was trained with, which follow from ``order_seed``. They share the
-    weights; how strong each hidden unit is, and its bias, is learned for each mask.
+    random (the paper's order-agnostic training), and is the mixture of all of them: the very masks it was trained with,
+    which follow from ``order_seed``. They share the weights; how strong each hidden unit is, and its bias, is learned
+    for each mask.
 
     Args:
         event_shape: (1, H, W) of one image.
@@ -41,6 +41,9 @@ class MADE(OrderMixture):
         order: Name of the pixel order, or several names, which the masks take in turn; ``random`` gives each mask an
             order of its own. See :func:`lightning_genmodels.orders.pixel_order`.
         order_seed: Seed of orders and connections.
+        connectivity_agnostic: Whether the degrees of hidden units are drawn anew for each mask, too (Germain et al.,
+            section 4.3). Without it a hidden unit sees equally many pixels in every order; many orders are then learned
+            in fewer steps.
         dropout: Probability with which a hidden unit is dropped in training.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
@@ -60,6 +63,7 @@ class MADE(OrderMixture):
         order: str | Sequence[str] = "random",
         order_seed: int = 0,
         dropout: float = 0.0,
+        connectivity_agnostic: bool = True,
         **options: Unpack[TrainingOptions],
     ) -> None:
         names = [order] if isinstance(order, str) else list(order)
@@ -81,7 +85,8 @@ class MADE(OrderMixture):
         self.c = nn.Parameter(torch.zeros(num_orders * pixels))
         self.direct = MaskedLinear(pixels, pixels, bias=False)  # A
         nn.init.zeros_(self.direct.weight)
-        degrees = [_hidden_degrees(self.hidden_sizes, pixels, derive_seed(order_seed + m)) for m in range(num_orders)]
+        seeds = [derive_seed(order_seed + (m if connectivity_agnostic else 0)) for m in range(num_orders)]
+        degrees = [_hidden_degrees(self.hidden_sizes, pixels, seed) for seed in seeds]
         self.register_buffer("degrees", torch.stack(degrees), persistent=False)  # (M, all hidden units)
 
     def edges(self) -> list[nn.Module]:
