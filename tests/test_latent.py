@@ -179,6 +179,18 @@ def test_ladder_bound_is_free_of_free_bits_and_warm_up() -> None:
     assert torch.allclose(losses[2], -reconstruction.mean())
 
 
+def test_ladder_does_not_run_away_however_large_its_state_is() -> None:
+    model = LadderVAE((1, 8, 8), (3, 3), channels=(6, 6), latent_channels=2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.mul_(30.0 if "to_" in name or "from_latent" in name else 3.0)
+    x = torch.randint(2, (20, 1, 8, 8)).float()
+    loss = model.training_loss(x)
+    loss.backward()
+    assert loss > 1e4  # far off
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
 def test_ladder_of_several_particles_is_trained_by_their_bound_after_the_warm_up() -> None:
     x = all_images((1, 2, 2)).float()
     model = LadderVAE(**LadderVAE.small, num_particles=3, free_bits=3.0).eval()

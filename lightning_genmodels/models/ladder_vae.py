@@ -246,6 +246,12 @@ class LadderVAE(LatentVariableModel):
         return [part.unflatten(-1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
+# Posterior means and scales grow with the state, and the state with their product: without bounds that ran away in a
+# rare step, from 10^2 in one layer to 10^18 three layers below, and training was lost. Trained networks stay far below.
+_FARTHEST = 50.0
+_WIDEST = 10.0
+
+
 class _Block(nn.Module):
     """A bottleneck: 1x1, 3x3 and 1x1 convolutions, each after a SiLU (NVAE has it, too); its output starts small."""
 
@@ -306,10 +312,10 @@ class _Layer(nn.Module):
     def posterior(self, h: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of q(z_l|.), (N, Z, H', W') each, in at least float32."""
         mean, log_std = at_least_float32(self.to_posterior(h, context)).chunk(2, dim=1)
-        return mean, 5.0 * torch.tanh(log_std / 5.0)
+        return mean.clamp(-_FARTHEST, _FARTHEST), 5.0 * torch.tanh(log_std / 5.0)
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:
-        scale = F.softplus(self.to_scale(F.silu(h)) + 0.5)
+        scale = F.softplus(self.to_scale(F.silu(h)) + 0.5).clamp(max=_WIDEST)
         h = h + self.from_latent(scale * z.to(scale.dtype))
         refined: Tensor = h + self.refine(h)
         return refined
