@@ -52,7 +52,8 @@ class LadderVAE(LatentVariableModel):
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
     Raises:
-        OptionError: A size below one, no layer at all, a fraction outside [0, 1), or negative free bits.
+        OptionError: A size or number of particles below one, no layer at all, a fraction outside [0, 1), or negative
+            free bits.
     """
 
     score_rows = 200
@@ -247,7 +248,7 @@ class LadderVAE(LatentVariableModel):
 
 
 # Posterior means and scales grow with the state, and the state with their product: without bounds that ran away in a
-# rare step, from 10^2 in one layer to 10^18 three layers below, and training was lost. Trained networks stay far below.
+# rare step, from 10^2 in one layer to 10^18 three layers below, and training was lost. Trained networks stay below.
 _FARTHEST = 50.0
 _WIDEST = 10.0
 
