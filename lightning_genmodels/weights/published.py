@@ -77,6 +77,7 @@ STATIC: dict[str, Published] = {
     "pixelcnn": Published(
         81.30, "exact", "van den Oord et al. 2016", "32 features, a first filter of 27x27 and not 7x7, biases by place"
     ),
+    "pixelcnn_7x7": Published(81.30, "exact", "van den Oord et al. 2016", "10 blocks of 32 features"),
     "row_lstm": Published(80.54, "exact", "van den Oord et al. 2016, 12 layers", "2 layers of 16 features"),
     "row_lstm_by_place": Published(
         80.54,
