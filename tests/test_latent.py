@@ -215,6 +215,7 @@ def test_ladder_of_several_particles_is_trained_by_their_bound_after_the_warm_up
         {"dropout": 1.0},
         {"free_bits": -1.0},
         {"num_particles": 0},
+        {"skip_threshold": -1.0},
     ],
 )
 def test_ladder_options_that_make_no_sense_are_refused(arguments: dict[str, Any]) -> None:

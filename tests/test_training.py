@@ -27,6 +27,7 @@ from lightning_genmodels.models import (
     WGANGP,
     Bernoulli,
     EoNADE,
+    LadderVAE,
     PixelSNAIL,
 )
 from lightning_genmodels.training.callbacks import LastCheckpoint, MovingAverage, best_path, last_path
@@ -462,3 +463,24 @@ def test_k_steps_of_the_critic_come_before_one_of_the_generator() -> None:
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.generator.state_dict().items())
     trainer(max_epochs=-1, max_steps=3, limit_val_batches=0).fit(model, datamodule=digits(image_size=8))
     assert not all(torch.equal(tensor, before[key]) for key, tensor in model.generator.state_dict().items())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_above_the_skip_threshold_teaches_nothing(optimizer: str) -> None:
+    class WithOneOddStep(LadderVAE):
+        factor = 1.0
+
+        def training_loss(self, x: Tensor) -> Tensor:
+            return super().training_loss(x) * (self.factor if self.global_step == 3 else 1.0)
+
+    def after_training(factor: float, skip_threshold: float | None) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        sizes = {**LadderVAE.small, "event_shape": (1, SIDE, SIDE)}
+        model = WithOneOddStep(**sizes, optimizer=optimizer, skip_threshold=skip_threshold, dropout=0.0)
+        model.factor = factor
+        trainer().fit(model, datamodule=digits())
+        return state(model)
+
+    nothing, skipped, followed = after_training(0.0, None), after_training(1e6, 1e4), after_training(1e6, None)
+    assert all(torch.equal(skipped[key], tensor) for key, tensor in nothing.items())
+    assert any(not torch.allclose(followed[key], tensor, atol=1e-4) for key, tensor in nothing.items())

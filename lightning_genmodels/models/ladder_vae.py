@@ -49,11 +49,14 @@ class LadderVAE(LatentVariableModel):
             loss (Kingma et al. 2016, "Improved variational inference with inverse autoregressive flow", eq. 15).
         num_particles: K of the training objective; 1 for the ELBO. With more it is the importance-weighted bound, as in
             Sønderby et al. (2016, section 3), once the warm-up is over; free bits then count in the warm-up alone.
+        skip_threshold: Norm above which the gradient of a step is taken for zero, before it is clipped (Child 2021): a
+            rare draw of the latents may give a loss a thousand times the usual one, whose direction, however short, is
+            worth nothing. None to follow all.
         options: Learning rate, weight decay, warm-up; see :class:`lightning_genmodels.base.GenerativeModel`.
 
     Raises:
-        OptionError: A size or number of particles below one, no layer at all, a fraction outside [0, 1), or negative
-            free bits.
+        OptionError: A size or number of particles below one, no layer at all, a fraction outside [0, 1), negative
+            free bits, or a negative threshold.
     """
 
     score_rows = 200
@@ -74,6 +77,7 @@ class LadderVAE(LatentVariableModel):
         kl_warmup_steps: int = 0,
         free_bits: float = 0.0,
         num_particles: int = 1,
+        skip_threshold: float | None = None,
         **options: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(event_shape, **options)
@@ -90,6 +94,8 @@ class LadderVAE(LatentVariableModel):
                 f"expected dropout in [0, 1) and free_bits of at least 0, got dropout={dropout}, free_bits={free_bits}"
             )
         at_least(1, num_particles=num_particles)
+        at_least(0.0, skip_threshold=skip_threshold or 0.0)
+        self.skip_threshold = skip_threshold
         self._num_particles = num_particles
         self.kl_warmup_steps = kl_warmup_steps
         self.free_bits = free_bits
@@ -194,6 +200,14 @@ class LadderVAE(LatentVariableModel):
         divergence = kl.mean(dim=1).clamp(min=self.free_bits).sum()
         weight = 1.0 if self.global_step >= self.kl_warmup_steps else self.global_step / self.kl_warmup_steps
         return weight * divergence - reconstruction.mean()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Sets a gradient above the threshold to zero, without waiting for the accelerator."""
+        if self.skip_threshold is not None:
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            is_usual = torch.nn.utils.get_total_norm(gradients) <= self.skip_threshold
+            for gradient in gradients:
+                gradient.masked_fill_(~is_usual, 0.0)
 
     def _sample_latent(self, num_samples: int, generator: torch.Generator | None) -> Tensor:
         return standard_normal(1, num_samples, (self.num_latents,), generator, like=next(self.parameters()))[0]
